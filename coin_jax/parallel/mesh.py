@@ -1,0 +1,55 @@
+"""The device mesh: three axes, `data x fsdp x tensor`.
+
+Rows of a batch are spread over `data` and `fsdp` together. Parameters and optimizer state are
+replicated over `data`, cut into pieces over `fsdp` (gathered where they are used) and split over
+`tensor` so that each device computes its share of heads, feed-forward features and vocabulary.
+Keep `tensor` inside one host: it talks most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+
+from coin_jax.config import ConfigError, MeshConfig
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """Lays out `devices` (all of them when None) as `config` says; an axis of -1 takes the rest.
+
+    `jax.make_mesh` orders the devices so that neighbours on the last axes are neighbours on the
+    wire. Every axis is `Auto`: XLA's partitioner chooses whatever `constrain` does not pin down.
+
+    Raises ConfigError when the axes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = resolve(config, len(devices))
+    automatic = (jax.sharding.AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(shape, AXES, axis_types=automatic, devices=devices)
+
+
+def resolve(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
+    """The counts along `AXES`, with -1 replaced by what is left of `device_count`."""
+    counts = [config.data, config.fsdp, config.tensor]
+    written = ", ".join(f"mesh.{axis} = {count}" for axis, count in zip(AXES, counts, strict=True))
+    if counts.count(-1) > 1:
+        raise ConfigError(f"{written}: at most one axis may be -1 (all devices that are left).")
+    if any(count == 0 or count < -1 for count in counts):
+        raise ConfigError(
+            f"{written}: an axis is a positive number of devices, or -1 for the rest."
+        )
+    known = 1
+    for count in counts:
+        known *= 1 if count == -1 else count
+    if -1 in counts and device_count % known == 0:
+        counts[counts.index(-1)] = device_count // known
+    elif known != device_count or -1 in counts:
+        remedy = "must divide" if -1 in counts else "must be"
+        raise ConfigError(
+            f"{written}: the fixed axes multiply to {known}, which {remedy} the number of devices, "
+            f"{device_count}. Set one axis to -1 to let it take what is left."
+        )
+    return tuple(counts)

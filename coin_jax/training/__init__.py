@@ -1,0 +1,1 @@
+"""Optimizer, train state, and the one jitted step; the loop around it."""

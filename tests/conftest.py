@@ -1,0 +1,16 @@
+"""What holds for every test: CPU, eight fake devices, no network, quiet libraries.
+
+The variables are read when jax and TensorFlow are first imported, so they are set before any test
+module is. Tests that care about sharding build meshes over the eight devices; everything else runs
+on the first device as if it were alone.
+"""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_FLAG = "--xla_force_host_platform_device_count"
+if _FLAG not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
