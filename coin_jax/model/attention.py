@@ -1,0 +1,187 @@
+"""T5's attention: bucketed relative positions, segment masks, and the projections around them.
+
+Letters: B rows, T query length, S key length, D model, N heads, H head size. Scores are not scaled
+by H^-0.5; the initialization takes care of that (Raffel et al. 2020, and their code).
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from coin_jax.config import ModelConfig
+from coin_jax.parallel.sharding import constrain
+
+MASKED = -1e9
+"""Added to a score that must not count. Finite, so that a row in which everything is masked gives
+a uniform distribution and not NaN; float32 exp() of anything near it is exactly 0."""
+
+
+def parameter(rngs: nnx.Rngs, shape: tuple[int, ...], scale: float, *axes: str) -> nnx.Param:
+    """A float32 matrix drawn from N(0, scale^2), with a logical name for each of its axes."""
+    return nnx.Param(scale * jax.random.normal(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+def dense(x: jax.Array, kernel: nnx.Param) -> jax.Array:
+    """x [..., F] times kernel [F, K], in the dtype of x.
+
+    The rows are flattened first: XLA on CPU computes the weight gradient of the plain product of
+    two matrices a quarter faster than that of [B, T, F] with [F, K].
+    """
+    flat = x.reshape(-1, x.shape[-1]) @ kernel[...].astype(x.dtype)
+    return flat.reshape(*x.shape[:-1], flat.shape[-1])
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes a share `rate` of x and scales up the rest; x itself when key is None or rate is 0.
+
+    16 random bits an element are enough (the rate is met to 1e-5) and cost half of 32.
+    """
+    if key is None or rate == 0.0:
+        return x
+    kept = round((1.0 - rate) * 2**16)
+    keep = jax.random.bits(key, x.shape, jnp.uint16) < kept
+    return jnp.where(keep, x * (2**16 / kept), 0).astype(x.dtype)
+
+
+def split_key(key: jax.Array | None, count: int):
+    """`count` keys, or as many None."""
+    return (None,) * count if key is None else jax.random.split(key, count)
+
+
+def relative_buckets(
+    offsets: np.ndarray, bidirectional: bool, num_buckets: int, max_distance: int
+) -> np.ndarray:
+    """The bucket of each offset, key position minus query position: int32, the same shape.
+
+    Half of the buckets are for exact distances, the others grow logarithmically up to
+    `max_distance`; beyond it all share the last. A bidirectional table has one half for keys
+    before the query and one for keys after it. Raffel et al. 2020, section 2.1.
+    """
+    offsets = np.asarray(offsets)
+    first = np.zeros_like(offsets)
+    if bidirectional:
+        num_buckets //= 2
+        first = np.where(offsets > 0, num_buckets, 0)
+        distance = np.abs(offsets)
+    else:
+        distance = np.maximum(-offsets, 0)
+    exact = num_buckets // 2
+    # In float32 as in the code that the published weights were trained with: in exact arithmetic a
+    # distance on the boundary between two buckets could fall on the other side.
+    growth = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
+    growth = growth / np.float32(math.log(max_distance / exact)) * np.float32(num_buckets - exact)
+    far = np.minimum(exact + growth.astype(np.int32), num_buckets - 1)
+    return (first + np.where(distance < exact, distance, far)).astype(np.int32)
+
+
+def relative_bias(
+    table_KxN: jax.Array, query_length: int, key_length: int, bidirectional: bool, max_distance: int
+) -> jax.Array:
+    """The bias of scores between all positions, float32 [1, N, T, S].
+
+    Entry (t, s) depends on s - t alone, so only T + S rows of the table are looked up (their
+    gradient is a small scatter instead of one of T * S rows) and the rest is reshaping: a vector of
+    length T + S, repeated T times and read in rows shorter by one, shifts right by one a row.
+    """
+    offsets = np.concatenate([np.arange(key_length + 1), np.arange(1 - query_length, 0)])
+    buckets = relative_buckets(offsets, bidirectional, table_KxN.shape[0], max_distance)
+    length, heads = len(offsets), table_KxN.shape[1]
+    by_offset_NxO = table_KxN[buckets].T
+    repeated = jnp.broadcast_to(by_offset_NxO[:, None], (heads, query_length, length))
+    shifted = repeated.reshape(heads, -1)[:, : query_length * (length - 1)]
+    shifted = shifted.reshape(1, heads, query_length, length - 1)[..., :key_length]
+    return shifted.astype(jnp.float32)
+
+
+def segment_mask(
+    query_segments_BxT: jax.Array, key_segments_BxS: jax.Array, causal: bool
+) -> jax.Array:
+    """What to add to scores so that a position sees its own segment only: float32 [B, 1, T, S].
+
+    Padding is segment 0 and sees padding, which nobody reads. With `causal`, keys after the query
+    are masked too.
+    """
+    allowed = query_segments_BxT[:, :, None] == key_segments_BxS[:, None, :]
+    if causal:
+        allowed &= np.tri(query_segments_BxT.shape[1], key_segments_BxS.shape[1], dtype=bool)
+    return jnp.where(allowed, 0.0, MASKED).astype(jnp.float32)[:, None]
+
+
+def attend(
+    query_BxNxTxH: jax.Array,
+    key_BxNxSxH: jax.Array,
+    value_BxNxSxH: jax.Array,
+    bias: jax.Array | None,
+    mask: jax.Array,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """softmax(query . key + bias + mask) . value: [B, N, T, H]. The softmax is in float32.
+
+    bias [1, N, T, S] or None and mask [B, 1, T, S] stay apart until they meet the scores, so that
+    neither exists as [B, N, T, S].
+    """
+    scores = jnp.einsum(
+        "bnth,bnsh->bnts", query_BxNxTxH, key_BxNxSxH, preferred_element_type=jnp.float32
+    )
+    if bias is not None:
+        scores = scores + bias
+    weights = jax.nn.softmax(scores + mask, axis=-1).astype(value_BxNxSxH.dtype)
+    weights = dropout(weights, dropout_rate, dropout_key)
+    return jnp.einsum("bnts,bnsh->bnth", weights, value_BxNxSxH)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention; self-attention where queries and keys come from the same states."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, relative: bool = False):
+        """relative: with a relative bias table of its own (umT5)."""
+        model, inner = config.d_model, config.num_heads * config.d_kv
+        # The query's scale makes up for scores that are not divided by sqrt(H).
+        self.query = parameter(
+            rngs, (model, inner), (model * config.d_kv) ** -0.5, "embed", "heads"
+        )
+        self.key = parameter(rngs, (model, inner), model**-0.5, "embed", "heads")
+        self.value = parameter(rngs, (model, inner), model**-0.5, "embed", "heads")
+        self.out = parameter(rngs, (inner, model), inner**-0.5, "heads", "embed")
+        if relative:
+            self.relative_bias = bias_table(config, rngs)
+        self.heads = config.num_heads
+        self.dropout_rate = config.dropout_rate
+
+    def split_heads(self, x_BxTxD: jax.Array, kernel: nnx.Param) -> jax.Array:
+        """The states projected and cut into heads: [B, N, T, H]."""
+        projected = dense(x_BxTxD, kernel).reshape(*x_BxTxD.shape[:2], self.heads, -1)
+        return constrain(projected.transpose(0, 2, 1, 3), "batch", "heads", None, "kv")
+
+    def keys_and_values(self, states_BxSxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self.split_heads(states_BxSxD, self.key), self.split_heads(states_BxSxD, self.value)
+
+    def join_heads(self, context_BxNxTxH: jax.Array) -> jax.Array:
+        rows, _, length, _ = context_BxNxTxH.shape
+        return dense(context_BxNxTxH.transpose(0, 2, 1, 3).reshape(rows, length, -1), self.out)
+
+    def __call__(
+        self,
+        x_BxTxD: jax.Array,
+        states_BxSxD: jax.Array,
+        bias: jax.Array | None,
+        mask: jax.Array,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Queries from x, keys and values from states: [B, T, D]."""
+        query = self.split_heads(x_BxTxD, self.query)
+        key, value = self.keys_and_values(states_BxSxD)
+        context = attend(query, key, value, bias, mask, self.dropout_rate, dropout_key)
+        return self.join_heads(context)
+
+
+def bias_table(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Param:
+    """Relative bias: a number for each bucket and head."""
+    shape = (config.relative_attention_num_buckets, config.num_heads)
+    return parameter(rngs, shape, config.d_model**-0.5, "buckets", "heads")
