@@ -1,0 +1,59 @@
+"""The order of the data: a pure function of (seed, position), without state and without memory.
+
+Each epoch is a permutation of its own, computed for one position at a time by a Feistel network
+(Luby & Rackoff 1988) with cycle walking (Black & Rogaway 2002), so a shuffle of a billion rows
+costs as little as one of ten, and any position can be asked first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_ROUNDS = 8
+
+
+def shuffled(positions, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the endless shuffled stream over `size` items stands at `positions`.
+
+    positions: integers >= 0, any shape [n]. Returns (epochs, indices), int64 [n]: the positions
+    [e * size, (e + 1) * size) are a permutation of all indices, a different one for every e.
+    """
+    if size < 1:
+        raise ValueError("there is nothing to shuffle: the data source is empty")
+    epochs, places = np.divmod(np.atleast_1d(np.asarray(positions, np.int64)), size)
+    keys = _mix(epochs.astype(np.uint64) ^ _mix(np.array([seed % 2**64], np.uint64)))
+    bits = max(1, (size - 1).bit_length())
+    indices = places.astype(np.uint64)
+    walking = np.arange(len(indices))
+    # The network permutes [0, 2^bits), less than twice `size`: whoever lands outside walks on
+    # along his cycle, which must come back inside.
+    while len(walking):
+        indices[walking] = _feistel(indices[walking], keys[walking], bits)
+        walking = walking[indices[walking] >= size]
+    return epochs, indices.astype(np.int64)
+
+
+def _feistel(values: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
+    """Permutes [0, 2^bits); the halves may differ by a bit, so they take turns instead of swapping.
+
+    Each half-step adds to one half a hash of the other, which can be undone: a bijection.
+    """
+    low_bits = np.uint64(bits // 2)
+    low_mask = np.uint64((1 << (bits // 2)) - 1)
+    high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
+    low, high = values & low_mask, values >> low_bits
+    for turn in range(_ROUNDS):
+        round_keys = _mix(keys + np.uint64(turn))
+        if turn % 2:
+            low = low ^ (_mix(high ^ round_keys) & low_mask)
+        else:
+            high = high ^ (_mix(low ^ round_keys) & high_mask)
+    return (high << low_bits) | low
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """A 64-bit hash, elementwise on uint64 arrays: the finalizer of SplitMix64 (Steele 2014)."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
