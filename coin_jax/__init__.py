@@ -1,0 +1,1 @@
+"""Contrastive Instruction Tuning of T5 in JAX."""

@@ -1,0 +1,114 @@
+"""Configs on the command line and on disk.
+
+A config file is Python and defines `get_config(arg: str = "") -> Config`. The command line
+`--config configs/flan_t5.py:base --training.steps 1000` loads the file, passes it `base`, and lays
+the rest over it. The resolved config is written as JSON into the run directory and into every
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import pydantic
+import tyro
+
+from coin_jax.config import Config, ConfigError, TokenizerConfig, readable_faults, validate
+
+
+def load(arguments: Sequence[str], program: str = "python -m coin_jax.train") -> Config:
+    """The config that a command line asks for: `--config FILE[:ARGUMENT] [--field value ...]`.
+
+    FILE is a Python config file, or the config.json of an earlier run, which executes nothing.
+    Raises ConfigError on a file that cannot be used or a value that cannot be run; an unknown
+    field ends the program through tyro, which names the nearest ones.
+    """
+    arguments = list(arguments)
+    base = Config(tokenizer=TokenizerConfig(kind="bytes"))
+    for index, argument in enumerate(arguments):
+        if argument == "--config" and index + 1 < len(arguments):
+            base = load_file(arguments[index + 1])
+            del arguments[index : index + 2]
+            break
+        if argument.startswith("--config="):
+            base = load_file(argument.removeprefix("--config="))
+            del arguments[index]
+            break
+    description = (
+        "--config FILE[:ARGUMENT] comes first: a config file, or an earlier run's config.json. "
+        "Every field can be set over it:"
+    )
+    return validate(
+        tyro.cli(Config, default=base, args=arguments, prog=program, description=description)
+    )
+
+
+def load_file(name: str) -> Config:
+    """Runs the Python config file `name[:argument]`, or reads the JSON config `name`."""
+    path, separator, argument = name.partition(".py:")
+    path = pathlib.Path(path + ".py" if separator else name)
+    if not path.is_file():
+        nearby = sorted(str(other) for other in path.parent.glob("*.py")) if path.parent else []
+        raise ConfigError(
+            f"--config {name}: there is no file {path}"
+            + (f"; this folder has {', '.join(nearby)}" if nearby else "")
+        )
+    if path.suffix == ".json":
+        return from_json(path.read_text(), where=str(path))
+    specification = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(specification)
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{path} does not run: {type(error).__name__}: {error}") from error
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{path} defines no get_config(arg='') -> Config")
+    try:
+        config = module.get_config(argument) if argument else module.get_config()
+    except (KeyError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: get_config({argument!r}) failed: {error}") from error
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path}: get_config must return a Config, not {type(config).__name__}")
+    return config
+
+
+def to_json(config: Config) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def from_json(text: str, where: str = "config") -> Config:
+    """The config that `to_json` wrote. Raises ConfigError naming unknown or ill-typed fields."""
+    try:
+        return pydantic.TypeAdapter(Config).validate_python(_checked_keys(json.loads(text), where))
+    except pydantic.ValidationError as error:
+        raise ConfigError(
+            "\n".join(f"{where}: {path}: {reason}" for path, reason in readable_faults(error))
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _checked_keys(tree: Any, where: str) -> dict[str, Any]:
+    """`tree` if every key of it is a field of Config; pydantic drops unknown ones in silence."""
+
+    def check(values: Any, schema: type, path: str) -> None:
+        if not isinstance(values, dict):
+            raise ConfigError(f"{where}: {path or 'config'} must be an object with fields")
+        fields = {field.name: field for field in dataclasses.fields(schema)}
+        for key, value in values.items():
+            if key not in fields:
+                near = difflib.get_close_matches(key, fields, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; fields: {', '.join(fields)}"
+                raise ConfigError(f"{where}: unknown field {path}{key!r}{hint}")
+            default = fields[key].default
+            if dataclasses.is_dataclass(default):
+                check(value, type(default), f"{path}{key}.")
+
+    check(tree, Config, "")
+    return tree
