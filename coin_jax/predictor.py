@@ -1,0 +1,271 @@
+"""Text in, answers and scores out: a model, its parameters and its tokenizer, batched well.
+
+Prompts are sorted by length, filled up to one of few lengths and few batch sizes so that few
+programs are compiled, and answered in the order in which they came. What comes out does not depend
+on how prompts fall into batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from coin_jax.config import ModelConfig, TokenizerConfig
+from coin_jax.model.generation import Generated, GenerationSettings, generate, score_answers
+from coin_jax.model.t5 import T5
+from coin_jax.parallel.sharding import batch_shard_count, batch_shardings, replicated
+
+ANSWER_ROW = 64
+"""Answer tokens packed into one decoder row, unless one answer alone is longer. Attention between
+the answers of a row is computed and masked away, so longer rows waste more."""
+
+
+def bucket(length: int) -> int:
+    """The smallest of 8, 16, 24, 32, 48, 64, 96, 128, ... that holds `length`."""
+    size = max(8, 1 << (length - 1).bit_length())
+    return size * 3 // 4 if size >= 32 and length <= size * 3 // 4 else size
+
+
+class Predictor:
+    """Answers and scores prompts; an `AnswerScorer` of coin_jax.robustness.scoring.
+
+    A prompt is text, a `coin_jax.data.templates.Prompt` (whose input fields are cut where it is too
+    long, never the instruction), or token ids that end with end-of-sequence.
+
+    With a `mesh`, rows of a batch are spread over its data axes, and `params` may be sharded.
+    Where several hosts share it, each must make the same calls.
+    """
+
+    def __init__(
+        self,
+        model: T5,
+        params: Any,
+        tokenizer: Any,
+        *,
+        batch_size: int = 64,
+        max_input_length: int = 512,
+        mesh: jax.sharding.Mesh | None = None,
+    ):
+        """`tokenizer`: a `coin_jax.data.tokenizer.Tokenizer`. `batch_size`: prompts at a time at
+        most, rounded up to what the mesh divides. `max_input_length`: tokens a prompt is cut to."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; allowed: 1 or more")
+        if max_input_length < 2:
+            raise ValueError(f"max_input_length is {max_input_length}; allowed: 2 or more")
+        self.model, self.params, self.tokenizer = model, params, tokenizer
+        self.max_input_length, self.mesh = max_input_length, mesh
+        self._shards = 1 if mesh is None else batch_shard_count(mesh)
+        self.batch_size = self._shards * -(-batch_size // self._shards)
+        self._replicate = mesh and jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: str | pathlib.Path, **settings: Any) -> Predictor:
+        """Loads a run of ours, or a Hugging Face folder or name such as google/flan-t5-base.
+
+        `settings` as for the constructor. FileNotFoundError where nothing of that name is found.
+        """
+        folder = pathlib.Path(checkpoint)
+        if folder.is_dir() and not _is_huggingface(folder):
+            from coin_jax.data.tokenizer import load_tokenizer
+            from coin_jax.training.checkpoint import load_parameters
+
+            config, params = load_parameters(folder)
+            model_config, tokenizer = config.model, load_tokenizer(folder / "tokenizer")
+            settings.setdefault("max_input_length", config.batch.encoder_length)
+        else:
+            from coin_jax.data.tokenizer import make_tokenizer
+            from coin_jax.model import huggingface
+
+            try:
+                model_config, params = huggingface.load(str(checkpoint), ModelConfig())
+                tokenizer = make_tokenizer(TokenizerConfig("huggingface", str(checkpoint)))
+            except OSError as error:
+                if folder.is_dir():
+                    raise
+                raise FileNotFoundError(
+                    f"no checkpoint {str(checkpoint)!r}: there is no such folder here, and as a "
+                    f"Hugging Face name it could not be loaded ({_first_line(error)})"
+                ) from error
+        return cls(T5(model_config), jax.tree.map(jnp.asarray, params), tokenizer, **settings)
+
+    # --- what it is asked -----------------------------------------------------------------
+
+    def score(
+        self,
+        prompts: Sequence[Any],
+        answers: Sequence[str] | Sequence[Sequence[str]],
+        length_normalized: bool = False,
+    ) -> np.ndarray:
+        """Log-likelihood of answers to prompts, float32 [prompts, answers].
+
+        `answers`: one list for all prompts, or one a prompt; where those are of different lengths
+        the missing ones score -inf. The likelihood is that of the whole answer, end-of-sequence
+        included. `length_normalized` divides it by the number of tokens it sums over.
+        """
+        if not len(answers) or not all(len(entry) for entry in answers):
+            raise ValueError("score needs at least one answer, and none of them empty")
+        if not len(prompts):
+            return np.zeros((0, len(answers) if isinstance(answers[0], str) else 0), np.float32)
+        if isinstance(answers[0], str):
+            lists = [tuple(answers)]
+        else:
+            lists = [tuple(entry) for entry in answers]
+            if len(lists) != len(prompts):
+                raise ValueError(f"{len(prompts)} prompts, but {len(lists)} lists of answers")
+            if all(entry == lists[0] for entry in lists):
+                lists = lists[:1]
+        packed_LxCxT, most = self._pack(lists)
+
+        def run(chosen: np.ndarray, tokens: Any, segments: Any) -> Any:
+            shared = len(lists) == 1
+            decoder = [field if shared else field[chosen] for field in packed_LxCxT]
+            decoder = [jnp.asarray(a) if shared else self._put(a) for a in decoder]
+            return score_answers(self.model, self.params, tokens, segments, *decoder, answers=most)
+
+        result = np.full((len(prompts), most), -np.inf, np.float32)
+        for chosen, scores in self._batches(self._encode(prompts), run):
+            likelihood, tokens = scores
+            result[chosen] = likelihood / np.maximum(tokens, 1) if length_normalized else likelihood
+        return result
+
+    def generate(
+        self, prompts: Sequence[Any], *, seed: int = 0, first: int = 0, **settings: Any
+    ) -> list[str]:
+        """One answer a prompt: the best or first of `candidates`."""
+        many = self.candidates(prompts, seed=seed, first=first, **settings)
+        return [answers[0] for answers in many]
+
+    def candidates(
+        self, prompts: Sequence[Any], *, seed: int = 0, first: int = 0, **settings: Any
+    ) -> list[list[str]]:
+        """Several answers a prompt; `settings` are the fields of `GenerationSettings`.
+
+        What is drawn for a prompt depends on `seed` and its number, which counts from `first`: a
+        long list handed over in parts is answered as if it came whole.
+        """
+        settings = GenerationSettings(**settings)
+        base = jax.random.key(seed)
+        fold = jax.vmap(jax.random.fold_in, (None, 0))
+
+        def run(chosen: np.ndarray, tokens: Any, segments: Any) -> Generated:
+            keys = fold(base, jnp.asarray(chosen + first, jnp.uint32))
+            return generate(self.model, self.params, tokens, segments, keys, settings=settings)
+
+        result: list[list[str]] = [[] for _ in prompts]
+        for chosen, (tokens_BxCxT, _) in self._batches(self._encode(prompts), run):
+            for index, tokens_CxT in zip(chosen, tokens_BxCxT, strict=True):
+                result[index] = [self._text(tokens) for tokens in tokens_CxT]
+        return result
+
+    # --- between text and batches ---------------------------------------------------------
+
+    def _encode(self, prompts: Sequence[Any]) -> list[list[int]]:
+        return [self._ids(prompt) for prompt in prompts]
+
+    def _ids(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt)[: self.max_input_length - 1]
+            return [*ids, self.tokenizer.eos_id]
+        if hasattr(prompt, "pieces"):
+            from coin_jax.data.tokenizer import encode_prompt
+
+            return list(encode_prompt(self.tokenizer, prompt, self.max_input_length, 1 << 30)[0])
+        return [int(token) for token in prompt]
+
+    def _text(self, tokens: np.ndarray) -> str:
+        ends = np.flatnonzero(tokens == self.model.config.eos_token_id)
+        kept = tokens[: ends[0]] if len(ends) else tokens
+        return self.tokenizer.decode([int(token) for token in kept])
+
+    def _pack(self, lists: Sequence[tuple[str, ...]]) -> tuple[list[np.ndarray], int]:
+        """Inputs, targets and segment ids [lists, C, T] of each list's answers, and the longest
+        list's length. Answer a is segment a + 1; rows are filled in order."""
+        start, eos = self.model.config.decoder_start_token_id, self.tokenizer.eos_id
+        ids: dict[str, list[int]] = {}
+        for text in dict.fromkeys(answer for entry in lists for answer in entry):
+            ids[text] = [*self.tokenizer.encode(text), eos]
+        width = bucket(max(map(len, ids.values())))
+        totals = [sum(len(ids[answer]) for answer in entry) for entry in lists]
+        width = max(width, min(ANSWER_ROW, bucket(max(totals))))
+        places: list[list[tuple[int, int]]] = []  # of each answer: its row and where it begins
+        for entry in lists:
+            row = column = 0
+            places.append([])
+            for answer in entry:
+                if column + len(ids[answer]) > width:
+                    row, column = row + 1, 0
+                places[-1].append((row, column))
+                column += len(ids[answer])
+        rows = 1 + max(row for entry in places for row, _ in entry)
+        fields = [np.zeros((len(lists), rows, width), np.int32) for _ in range(3)]
+        inputs, targets, segments = fields
+        for number, (entry, where) in enumerate(zip(lists, places, strict=True)):
+            for segment, (answer, (row, column)) in enumerate(zip(entry, where, strict=True), 1):
+                span = (number, row, slice(column, column + len(ids[answer])))
+                targets[span] = ids[answer]
+                inputs[span] = [start, *ids[answer][:-1]]
+                segments[span] = segment
+        return fields, max(map(len, lists))
+
+    def _put(self, array: np.ndarray) -> jax.Array:
+        """Rows over the data axes of the mesh."""
+        if self.mesh is None:
+            return jnp.asarray(array)
+        rows = batch_shardings(self.mesh, ["encoder_tokens"])["encoder_tokens"]
+        return jax.device_put(array, rows)
+
+    def _batches(
+        self, encoded: list[list[int]], run: Callable[[np.ndarray, Any, Any], Any]
+    ) -> Iterator[tuple[np.ndarray, Any]]:
+        """(indices of prompts, what `run` gave for them as numpy), longest prompts first.
+
+        A batch that is not full repeats its last prompt, so that no search goes on for its sake.
+        The next batch is dispatched before the last one's results are waited for.
+        """
+        if not encoded:
+            return
+        order = np.argsort([-len(ids) for ids in encoded], kind="stable")
+        rows = min(self.batch_size, 1 << (len(encoded) - 1).bit_length())
+        rows = self._shards * -(-rows // self._shards)
+        waiting = None
+        for begin in range(0, len(order), rows):
+            chosen = order[begin : begin + rows]
+            filled = np.concatenate([chosen, np.repeat(chosen[-1:], rows - len(chosen))])
+            length = bucket(len(encoded[chosen[0]]))
+            tokens = np.zeros((rows, length), np.int32)
+            segments = np.zeros((rows, length), np.int32)
+            for row, index in enumerate(filled):
+                tokens[row, : len(encoded[index])] = encoded[index]
+                segments[row, : len(encoded[index])] = 1
+            with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
+                output = run(filled, self._put(tokens), self._put(segments))
+                if self._replicate:
+                    output = self._replicate(output)
+            if waiting is not None:
+                yield self._fetch(*waiting)
+            waiting = chosen, output
+        yield self._fetch(*waiting)
+
+    @staticmethod
+    def _fetch(chosen: np.ndarray, output: Any) -> tuple[np.ndarray, Any]:
+        return chosen, jax.tree.map(lambda array: np.asarray(array)[: len(chosen)], output)
+
+
+def _is_huggingface(folder: pathlib.Path) -> bool:
+    """Whether a folder's config.json is one that transformers wrote."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return "model_type" in config or "architectures" in config
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
