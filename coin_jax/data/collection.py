@@ -1,0 +1,20 @@
+"""From a DataConfig to the contrastive sets it means."""
+
+from __future__ import annotations
+
+from coin_jax.config import DataConfig
+from coin_jax.data.builtin import builtin_tasks
+from coin_jax.data.pairs import PairSource, TaskPairs
+
+
+def make_pair_source(data: DataConfig, seed: int) -> PairSource:
+    """The contrastive sets of `builtin`, `tasks` and `pairs`.
+
+    Raises: DataError for what cannot be read or used; ValueError for the source `text`, which
+    holds no pairs.
+    """
+    if data.source == "builtin":
+        tasks = builtin_tasks(data.builtin_rows, seed)
+        note = f"built-in data: {len(tasks)} tasks, {len(tasks[0].training.inputs)} sentences"
+        return TaskPairs(tasks, seed, [note])
+    raise ValueError(f"data.source = {data.source!r} has no pairs")

@@ -1,0 +1,286 @@
+"""Contrastive sets: an instance in two wordings, beside another instance with another answer.
+
+The anchor and the positive are the same instance under two wordings; the hard negative is another
+instance of the task, with another answer, under the same two wordings (Yan et al. 2024, section
+3). Which wordings and which negative an epoch shows is a pure function of (seed, epoch, index).
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from coin_jax.config import BatchConfig
+from coin_jax.data.draws import draw_order, mix, stable_hash
+from coin_jax.data.order import shuffled
+from coin_jax.data.packing import TokenizedSet
+from coin_jax.data.sources import DataError
+from coin_jax.data.templates import Prompt, Template, render_options
+from coin_jax.data.tokenizer import Tokenizer, encode_prompts
+
+
+class ContrastiveSet(NamedTuple):
+    sequences: tuple[Prompt, ...]
+    """Anchor, positive, and the same of the hard negative."""
+    contents: tuple[int, ...]
+    """`content_hash` of each pair."""
+
+
+class EvaluationItem(NamedTuple):
+    """One held-out instance in one wording."""
+
+    task: str
+    instance: int
+    wording: str
+    seen: bool
+    """Whether training shows this wording."""
+    prompt: Prompt
+    answers: tuple[str, ...]
+    """All that could be answered; `prompt.answer` is number `label_index` of them."""
+    label_index: int
+
+
+class PairSource(Protocol):
+    """Random access to contrastive sets."""
+
+    notes: tuple[str, ...]
+    """What was read, left out and held out, in sentences for the log."""
+
+    def __len__(self) -> int:
+        """Contrastive sets per epoch."""
+
+    def get(self, index: int, epoch: int) -> ContrastiveSet: ...
+
+    def evaluation_items(self, instances_per_task: int) -> list[EvaluationItem]:
+        """Every wording of some held-out instances of each task that has a fixed set of answers.
+
+        The labels have the same shares in any number of instances, as far as it divides.
+        """
+
+    def tightest(self) -> Iterator[tuple[str, Prompt]]:
+        """(place, prompt) of all that may be too long even with its input fields cut."""
+
+    def without(self, places: set[str]) -> PairSource:
+        """The source less these rows."""
+
+
+class Instances(NamedTuple):
+    """Rows of one task."""
+
+    inputs: Sequence[Mapping[str, str]]
+    """By template placeholder."""
+    labels: np.ndarray
+    """[rows] int32, indices into the task's answers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task with definite answers, its rows and its wordings."""
+
+    name: str
+    answers: tuple[str, ...]
+    training_wordings: tuple[Template, ...]
+    held_out_wordings: tuple[Template, ...]
+    training: Instances
+    evaluation: Instances
+
+    @property
+    def wordings(self) -> tuple[Template, ...]:
+        return self.training_wordings + self.held_out_wordings
+
+
+class TaskPairs:
+    """Contrastive sets of tasks: one set per training instance and epoch.
+
+    An instance is shown in each ordered choice of two training wordings once before one returns.
+
+    Raises: DataError for a task whose rows all have the same answer.
+    """
+
+    def __init__(self, tasks: Sequence[Task], seed: int, notes: Sequence[str] = ()):
+        self.tasks = tuple(tasks)
+        self.notes = tuple(notes)
+        self._seed = seed
+        self._options = [render_options(task.answers) for task in tasks]
+        self._others = [OtherAnswer(task.training.labels, task.name) for task in tasks]
+        self._contents = [
+            [
+                content_hash(row.values(), task.answers[label])
+                for row, label in zip(*task.training, strict=True)
+            ]
+            for task in tasks
+        ]
+        self._starts = list(
+            itertools.accumulate((len(task.training.inputs) for task in tasks), initial=0)
+        )
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def get(self, index: int, epoch: int) -> ContrastiveSet:
+        number = bisect.bisect_right(self._starts, index) - 1
+        task, row = self.tasks[number], index - self._starts[number]
+        wordings = draw_wordings(len(task.training_wordings), epoch, mix(self._seed, index))
+        negative = self._others[number].draw(row, mix(self._seed, index, epoch))
+        return ContrastiveSet(
+            tuple(
+                self._render(number, task.training_wordings[wording], task.training, member)
+                for member in (row, negative)
+                for wording in wordings
+            ),
+            tuple(self._contents[number][member] for member in (row, negative)),
+        )
+
+    def _render(self, number: int, wording: Template, instances: Instances, row: int) -> Prompt:
+        answer = self.tasks[number].answers[instances.labels[row]]
+        return wording.render(instances.inputs[row], self._options[number], answer)
+
+    def evaluation_items(self, instances_per_task: int) -> list[EvaluationItem]:
+        return [
+            EvaluationItem(
+                task.name,
+                row,
+                wording.name,
+                place < len(task.training_wordings),
+                self._render(number, wording, task.evaluation, row),
+                task.answers,
+                int(task.evaluation.labels[row]),
+            )
+            for number, task in enumerate(self.tasks)
+            for row in stratified(task.evaluation.labels, self._seed, task.name)[
+                :instances_per_task
+            ]
+            for place, wording in enumerate(task.wordings)
+        ]
+
+    def tightest(self) -> Iterator[tuple[str, Prompt]]:
+        for task, options in zip(self.tasks, self._options, strict=True):
+            for wording, answer in itertools.product(task.wordings, task.answers):
+                empty = dict.fromkeys(wording.placeholders, "")
+                yield (
+                    f"task {task.name!r}, wording {wording.name}",
+                    wording.render(empty, options, answer),
+                )
+
+    def without(self, places: set[str]) -> PairSource:
+        if places:  # a wording that never fits is a fault of the config, not of a row
+            raise DataError(f"{min(places)}: too long for the batch even with its fields cut")
+        return self
+
+
+class OtherAnswer:
+    """Draws rows of a task that have another answer, in constant time."""
+
+    def __init__(self, labels: np.ndarray, task: str):
+        self._by_label = np.argsort(labels, kind="stable")
+        in_order = labels[self._by_label]
+        self._starts = np.searchsorted(in_order, labels, "left")
+        self._counts = np.searchsorted(in_order, labels, "right") - self._starts
+        if len(labels) == 0 or self._counts[0] == len(labels):
+            raise DataError(
+                f"task {task!r}: its {len(labels)} training rows have fewer than two different "
+                "answers, so that no hard negative can be drawn"
+            )
+
+    def draw(self, row: int, random: int) -> int:
+        """A row with another answer than `row`, each equally likely."""
+        start, count = int(self._starts[row]), int(self._counts[row])
+        place = random % (len(self._by_label) - count)
+        return int(self._by_label[place if place < start else place + count])
+
+
+def draw_wordings(count: int, epoch: int, key: int) -> tuple[int, int]:
+    """Two different ones of `count` wordings; none of the ordered choices comes twice in
+    count * (count - 1) successive epochs."""
+    choices = count * (count - 1)
+    steps = [step for step in range(1, choices + 1) if math.gcd(step, choices) == 1]
+    step = steps[mix(key) % len(steps)]
+    first, second = divmod((key + epoch * step) % choices, count - 1)
+    return first, second + (second >= first)
+
+
+def content_hash(texts: Iterator[str] | Sequence[str], answer: str) -> int:
+    """31 bits of an input instance and its answer: pairs with the same are no negatives of each
+    other."""
+    return stable_hash(*texts, answer) & 0x7FFFFFFF
+
+
+def stratified(labels: np.ndarray, seed: int, name: str) -> list[int]:
+    """All rows in an order drawn by seed and name, whose every beginning has the labels in the
+    shares that they have in all."""
+    by_label: dict[int, list[int]] = {}
+    for row in draw_order(len(labels), seed, "evaluation", name):
+        by_label.setdefault(int(labels[row]), []).append(row)
+    places = [
+        ((rank + 0.5) / len(rows), label, row)
+        for label, rows in by_label.items()
+        for rank, row in enumerate(rows)
+    ]
+    return [row for _, _, row in sorted(places)]
+
+
+def training_texts(source: PairSource, seed: int) -> Iterator[str]:
+    """Prompts and answers of training, shuffled, for a tokenizer to be trained on."""
+    _, indices = shuffled(np.arange(len(source)), len(source), seed)
+    for index in indices:
+        for prompt in source.get(int(index), 0).sequences[:2]:
+            yield prompt.text
+        yield prompt.answer
+
+
+class TokenizedPairs:
+    """Contrastive sets as ids: what the pipeline packs. See pipeline.TokenizedSource.
+
+    Args:
+      batch: its encoder_length and decoder_length bound every sequence.
+      bad_rows: what a prompt does that is too long even with its fields cut, or an answer that is
+        too long.
+
+    Raises: DataError for such a prompt, with its place.
+    """
+
+    def __init__(
+        self,
+        source: PairSource,
+        tokenizer: Tokenizer,
+        batch: BatchConfig,
+        bad_rows: Literal["error", "skip"] = "error",
+    ):
+        self._tokenizer = tokenizer
+        self._lengths = (batch.encoder_length, batch.decoder_length)
+        errors = {
+            where: error for where, error in self._check(source.tightest()) if error is not None
+        }
+        for where, error in errors.items():
+            if bad_rows == "error":
+                raise DataError(f"{where}: {error}")
+        self.source = source.without(set(errors))
+
+    def _check(self, prompts) -> Iterator[tuple[str, DataError | None]]:
+        for where, prompt in prompts:
+            # A token is at least a byte, or the blank that some tokenizers put in front.
+            sizes = (len(text.encode("utf-8")) + 2 for text in (prompt.text, prompt.answer))
+            if any(size > limit for size, limit in zip(sizes, self._lengths, strict=True)):
+                try:
+                    encode_prompts(self._tokenizer, [prompt], *self._lengths)
+                except DataError as error:
+                    yield where, error
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def tokenized(self, index: int, epoch: int) -> TokenizedSet:
+        content = self.source.get(index, epoch)
+        encoded = encode_prompts(self._tokenizer, content.sequences, *self._lengths)
+        return TokenizedSet(
+            [prompt.input for prompt in encoded],
+            [prompt.target for prompt in encoded],
+            content.contents,
+            sum(prompt.was_cut for prompt in encoded),
+        )
