@@ -33,6 +33,14 @@ def shuffled(positions, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return epochs, indices.astype(np.int64)
 
 
+def random_bits(count: int, *numbers: int) -> np.ndarray:
+    """uint64 [count] of random-looking bits, a pure function of the numbers, in any version."""
+    key = np.zeros(1, np.uint64)
+    for number in numbers:
+        key = _mix(key ^ np.uint64(number % 2**64))
+    return _mix(key + np.arange(count, dtype=np.uint64))
+
+
 def _feistel(values: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
     """Permutes [0, 2^bits); the halves may differ by a bit, so they take turns instead of swapping.
 

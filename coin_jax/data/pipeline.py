@@ -274,6 +274,8 @@ def _shut(producer: _Producer, iterators: list) -> None:
 def _tensorflow():
     """TensorFlow, imported when a pipeline starts: without its log noise and without a GPU."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Its notice is written at every level; nothing here multiplies matrices in TensorFlow.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     import tensorflow
 
     # Where TensorFlow has been set up already, someone else has decided about its devices.
