@@ -1,0 +1,202 @@
+"""Checkpoints of a run: state, data position and config together, written by Orbax.
+
+    RUN/config.json               the resolved config
+    RUN/tokenizer/                what `coin_jax.data.tokenizer.load_tokenizer` reads
+    RUN/checkpoints/STEP/state    TrainState
+    RUN/checkpoints/STEP/data     the data position, a few integers
+    RUN/checkpoints/STEP/config   the config that the state was trained with
+
+Where a run goes on from, in this order: the newest checkpoint of its own directory; else
+`model.init_from`; else random weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from coin_jax.config import CheckpointConfig, Config, ConfigError
+from coin_jax.config_files import from_json
+from coin_jax.training.state import TrainState
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is not there, or does not fit what is to be restored from it."""
+
+
+class Checkpoints:
+    """The checkpoints of one run directory. A context manager: leaving it waits for writes."""
+
+    def __init__(self, run_directory: pathlib.Path, config: CheckpointConfig):
+        keep = [preservation_policy.LatestN(config.keep_last)]
+        if config.keep_best:
+            keep.append(
+                preservation_policy.BestN(
+                    get_metric_fn=lambda metrics: metrics[config.best_metric],
+                    # Orbax keeps the end of the ascending order; reversed, that is the smallest.
+                    reverse=not config.best_is_highest,
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._best_metric = config.best_metric if config.keep_best else None
+        self._manager = ocp.CheckpointManager(
+            (run_directory / "checkpoints").absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
+                cleanup_tmp_directories=True,
+            ),
+        )
+        self.directory = run_directory / "checkpoints"
+
+    @property
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(
+        self,
+        state: TrainState,
+        data_position: Mapping[str, int],
+        config: Config,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Begins to write `state`, which may be donated as soon as this returns.
+
+        metrics: of the evaluation at this step; with keep_best its `best_metric` decides.
+        Raises CheckpointError if that metric is not among them.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        if self._best_metric and metrics and self._best_metric not in metrics:
+            raise CheckpointError(
+                f"checkpoint.best_metric = {self._best_metric!r} is not measured; there is "
+                + ", ".join(sorted(metrics))
+            )
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=ocp.args.JsonSave(dict(data_position)),
+                config=ocp.args.JsonSave(dataclasses.asdict(config)),
+            ),
+            metrics={name: float(value) for name, value in metrics.items()} if metrics else None,
+        )
+
+    def restore(
+        self, abstract_state: TrainState, config: Config
+    ) -> tuple[TrainState, dict[str, int], list[str]]:
+        """The newest checkpoint: (state, data position, fields that changed since it was written).
+
+        abstract_state: ShapeDtypeStructs with the shardings that the state is to have; the mesh may
+        be another one than the state was written from.
+        Raises CheckpointError where the architecture or the optimizer changed.
+        """
+        step = self.latest_step
+        if step is None:
+            raise CheckpointError(f"There is no checkpoint in {self.directory}.")
+        saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
+        before = from_json(json.dumps(saved["config"]), where=f"{self.directory}/{step}/config")
+        changed = differences(before, config)
+        if fatal := [line for line in changed if line.startswith(_SHAPING)]:
+            raise CheckpointError(
+                f"{self.directory}/{step} holds another model or optimizer than this config:\n  "
+                + "\n  ".join(fatal)
+                + "\nUse the old values, or another --name or --output for a new run."
+            )
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()
+            ),
+        )
+        return restored["state"], restored["data"], changed
+
+    def wait(self) -> None:
+        """Returns once all that was begun is on disk."""
+        self._manager.wait_until_finished()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+# Fields that decide which arrays a state holds. The others may change between two starts.
+_SHAPING = (
+    *(
+        f"model.{field}"
+        for field in (
+            "vocabulary_size d_model d_kv d_ff num_heads num_layers num_decoder_layers "
+            "relative_attention_num_buckets relative_bias_every_layer feed_forward "
+            "tie_word_embeddings"
+        ).split()
+    ),
+    "optimizer.name",
+)
+
+
+def differences(before: Config, now: Config) -> list[str]:
+    """`field: old -> new`, for every field that differs."""
+    lines = []
+    for section in dataclasses.fields(Config):
+        old, new = getattr(before, section.name), getattr(now, section.name)
+        if dataclasses.is_dataclass(old):
+            lines += [
+                f"{section.name}.{field.name}: {getattr(old, field.name)!r} -> "
+                f"{getattr(new, field.name)!r}"
+                for field in dataclasses.fields(old)
+                if getattr(old, field.name) != getattr(new, field.name)
+            ]
+        elif old != new:
+            lines.append(f"{section.name}: {old!r} -> {new!r}")
+    return lines
+
+
+def load_parameters(path: str | pathlib.Path) -> tuple[Config, dict[str, Any]]:
+    """(config, parameters as nested dicts of numpy arrays) of a run, for inference or export.
+
+    path: a run directory (its newest checkpoint) or one `RUN/checkpoints/STEP` of it. Where the run
+    keeps a moving average, that is what is returned. Raises CheckpointError.
+    """
+    path = pathlib.Path(path)
+    folder = path
+    if not (folder / "state").is_dir():
+        steps = (path / "checkpoints").glob("*") if (path / "checkpoints").is_dir() else ()
+        whole = [step for step in steps if step.name.isdigit() and (step / "state").is_dir()]
+        if not whole:
+            raise CheckpointError(
+                f"{path} is neither a run directory with checkpoints nor a checkpoint of one."
+            )
+        folder = max(whole, key=lambda step: int(step.name))
+    try:
+        saved = json.loads((folder / "config" / "metadata").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}/config cannot be read: {error}") from error
+    try:
+        config = from_json(json.dumps(saved), where=f"{folder}/config")
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    checkpointer = ocp.PyTreeCheckpointer()
+    tree = checkpointer.metadata((folder / "state").absolute()).item_metadata.tree
+    part = "ema" if tree.get("ema") else "params"
+    wanted = {part: jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree[part])}
+    restored = checkpointer.restore(
+        (folder / "state").absolute(),
+        args=ocp.args.PyTreeRestore(
+            item=wanted,
+            restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
+            partial_restore=True,
+        ),
+    )
+    return config, restored[part]
