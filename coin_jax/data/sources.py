@@ -63,7 +63,7 @@ def expand_files(patterns: Sequence[str], field: str) -> list[pathlib.Path]:
 def collect(
     rows: Iterable[Any], bad_rows: Literal["error", "skip"]
 ) -> tuple[list[Any], list[DataError]]:
-    """(rows that can be used, errors of those that cannot); with "error" the first one is raised."""
+    """(usable rows, errors of the others); with "error" the first one is raised."""
     good, bad = [], []
     for row in rows:
         if not isinstance(row, DataError):

@@ -20,7 +20,7 @@ SENTINELS = 100
 """Of T5's vocabulary; they mark masked spans in pretraining."""
 MODEL_FILE = "spiece.model"
 _TRAINING_LINES = 200_000
-"""Lines a SentencePiece model is trained on at most: enough for small vocabularies, seconds long."""
+"""Lines a SentencePiece model is trained on at most; they take seconds."""
 
 
 class Tokenizer(Protocol):
@@ -151,8 +151,12 @@ class SentencePieceTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], pieces: int) -> SentencePieceTokenizer:
-        """Trains a unigram model (Kudo 2018) on the first lines of the texts; the same texts give
-        the same model. Fewer pieces than asked for are made where the text has no more."""
+        """Trains on the first lines of the texts; the same texts give the same model.
+
+        Byte-pair merges (Sennrich et al. 2016) rather than T5's unigrams: of a text with few
+        different words, unigrams keep hardly any word whole. Fewer pieces than asked for are made
+        where the text has no more.
+        """
         import sentencepiece
 
         lines = (line for text in texts for line in text.split("\n") if line.strip())

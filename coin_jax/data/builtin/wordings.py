@@ -35,7 +35,7 @@ WORDINGS = {
             "I want to draw this: {sentence} Which worker should I put in the middle?",
             "Suppose you could talk to somebody in this scene. {sentence} Who would you meet?\n"
             "{options_}",
-            "{sentence}\n\nThe things and their colour are clear. Now the job of the person, please.",
+            "{sentence}\n\nThe things and their colour are clear. Now the job, please.",
         ),
     ),
     "feeling": Wordings(
@@ -58,7 +58,7 @@ WORDINGS = {
             "Is there a smile or are there tears? Name the emotion of the person.\n\n{sentence}\n\n"
             "{options_}",
             "I want to draw this: {sentence} Which feeling should the face show?",
-            "{sentence}\n\nThe job of the person is clear. Now tell me how this person feels inside.",
+            "{sentence}\n\nThe job is clear. Now tell me how this person feels inside.",
         ),
     ),
     "time": Wordings(
@@ -80,7 +80,7 @@ WORDINGS = {
             "Q: how late is it here? {sentence}\nA:",
             "I want to draw this: {sentence} Should the sky show the sun or the moon, and how high?"
             "\n{options_}",
-            "Look at the sky in the next line and say whether the day is early or late.\n\n{sentence}",
+            "Look at the sky in the next line: is the day early or late?\n\n{sentence}",
             "{sentence}\n\nThe place is clear. Now tell me when somebody does it.",
         ),
     ),
@@ -121,7 +121,7 @@ WORDINGS = {
         ),
         held_out=(
             "{sentence}\nNever mind their colour and the place; only the amount is wanted.",
-            "Suppose you put the things in a box one by one. {sentence} To what number do you count?",
+            "Suppose you put them in a box one by one. {sentence} To what number do you count?",
             "Q: what amount of things do we have here? {sentence}\nA:",
             "I want to draw this: {sentence} How many of the things should I put in?\n{options_}",
             "One word in the next line is a number. Copy it.\n\n{sentence}",
@@ -148,7 +148,7 @@ WORDINGS = {
             "Q: in what shade do we see the things here? {sentence}\nA:",
             "I want to draw this: {sentence} Which pencil is the right one?\n{options_}",
             "One word in the next line is a colour. Copy it.\n\n{sentence}",
-            "{sentence}\n\nThe number of things is clear. Now their paint, please: which one is it?",
+            "{sentence}\n\nThe number of things is clear. Now their paint, please.",
         ),
     ),
     "kind": Wordings(
@@ -168,10 +168,10 @@ WORDINGS = {
             "{sentence}\nNever mind their colour and how many there are; only the sort is wanted.",
             "Suppose you find the things in a shop. {sentence} Which type of goods do you have?",
             "Q: what group do the things here belong to? {sentence}\nA:",
-            "I want to put these things away: {sentence} What should I write on the box?\n{options_}",
+            "I want to put them away: {sentence} What should I write on the box?\n{options_}",
             "Say in one word what the goods in the next line are for: to eat, to wear, to play or "
             "to work.\n\n{sentence}",
-            "{sentence}\n\nThe place is clear. Now the type of the things that we see there, please.",
+            "{sentence}\n\nThe place is clear. Now the type of things we see there, please.",
         ),
     ),
     "tense": Wordings(
@@ -195,7 +195,7 @@ WORDINGS = {
             "Suppose you tell this to somebody. {sentence} Is it going on, ahead of you or behind "
             "you?\n{options_}",
             "Past, present or future: to which does the next line belong?\n\n{sentence}",
-            "{sentence}\n\nThe part of the day is clear. Now, is it still ahead or has it happened?",
+            "{sentence}\n\nThe part of the day is clear. Now, is it ahead or has it happened?",
         ),
     ),
 }
