@@ -59,6 +59,7 @@ class CoIN:
             "generation_loss": generation_loss,
             "contrastive_loss": contrastive,
             "contrastive_factor": factor,
+            "pairs": (batch["pair_sets"] >= 0).sum().astype(jnp.float32),
             **metrics,
         }
 

@@ -39,7 +39,7 @@ def contrastive_loss(
         cosine_positive: mean cos(anchor_i, positive_i);  cosine_negative: mean over negatives
         cosine_gap: their difference
         retrieval_accuracy: share of anchors closer to their positive than to any negative's
-        pairs: how many count.
+        contrasted_pairs: how many count.
     """
     # HIGHEST: accelerators would round the float32 products of this small matrix.
     cosine_PxP = jnp.einsum(
@@ -72,7 +72,7 @@ def contrastive_loss(
         "cosine_negative": cosine_negative,
         "cosine_gap": cosine_positive - cosine_negative,
         "retrieval_accuracy": (counts_P & (own_P > closest_negative_P)).sum() / count,
-        "pairs": counts_P.sum().astype(jnp.float32),
+        "contrasted_pairs": counts_P.sum().astype(jnp.float32),
     }
     return loss, jax.lax.stop_gradient(aux)
 
