@@ -6,10 +6,8 @@ it stands for. All windows have one length, so their inputs and targets do as we
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
-import os
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -149,21 +147,21 @@ def read_tokens(
     path = folder / f"tokens-{_fingerprint(files, tokenizer)}.bin"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".part") as stream:
-            for chunk in chunks:
-                chunk.tofile(stream)
-            stream.flush()
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+            part = pathlib.Path(unfinished) / "tokens"
+            with part.open("wb") as stream:
+                for chunk in chunks:
+                    chunk.tofile(stream)
             # Text with lines left out is not kept: the next run must hear of them again.
             if errors:
-                return _mapped(stream.name, tokenizer), errors
-            with contextlib.suppress(FileExistsError):  # another process was faster
-                os.link(stream.name, path)
+                return _mapped(part, tokenizer), errors
+            part.replace(path)
     return _mapped(path, tokenizer), errors
 
 
-def _mapped(path: str | pathlib.Path, tokenizer: Tokenizer) -> np.ndarray:
+def _mapped(path: pathlib.Path, tokenizer: Tokenizer) -> np.ndarray:
     """The tokens in a file, which may lose its name afterwards; an empty one cannot be mapped."""
-    if not os.path.getsize(path):
+    if not path.stat().st_size:
         return np.zeros(0, _dtype(tokenizer))
     return np.memmap(path, _dtype(tokenizer), mode="r")
 
