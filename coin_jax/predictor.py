@@ -8,8 +8,10 @@ on how prompts fall into batches.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,7 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from coin_jax.config import ModelConfig, TokenizerConfig
+from coin_jax.config import TokenizerConfig
+from coin_jax.data.templates import Prompt
+from coin_jax.data.tokenizer import Tokenizer, encode_prompts, make_tokenizer
 from coin_jax.model.generation import Generated, GenerationSettings, generate, score_answers
 from coin_jax.model.t5 import T5
 from coin_jax.parallel.sharding import batch_shard_count, batch_shardings, replicated
@@ -47,18 +51,23 @@ class Predictor:
         self,
         model: T5,
         params: Any,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         *,
         batch_size: int = 64,
         max_input_length: int = 512,
         mesh: jax.sharding.Mesh | None = None,
     ):
-        """`tokenizer`: a `coin_jax.data.tokenizer.Tokenizer`. `batch_size`: prompts at a time at
-        most, rounded up to what the mesh divides. `max_input_length`: tokens a prompt is cut to."""
+        """`batch_size`: prompts at a time at most, rounded up to what the mesh divides.
+        `max_input_length`: tokens a prompt is cut to, end-of-sequence included."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; allowed: 1 or more")
         if max_input_length < 2:
             raise ValueError(f"max_input_length is {max_input_length}; allowed: 2 or more")
+        if tokenizer.vocabulary_size > model.config.vocabulary_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocabulary_size} tokens and the model "
+                f"{model.config.vocabulary_size}: they do not belong together"
+            )
         self.model, self.params, self.tokenizer = model, params, tokenizer
         self.max_input_length, self.mesh = max_input_length, mesh
         self._shards = 1 if mesh is None else batch_shard_count(mesh)
@@ -69,31 +78,24 @@ class Predictor:
     def from_checkpoint(cls, checkpoint: str | pathlib.Path, **settings: Any) -> Predictor:
         """Loads a run of ours, or a Hugging Face folder or name such as google/flan-t5-base.
 
-        `settings` as for the constructor. FileNotFoundError where nothing of that name is found.
+        `settings` as for the constructor. ValueError where there is none, with what was looked for.
         """
         folder = pathlib.Path(checkpoint)
         if folder.is_dir() and not _is_huggingface(folder):
-            from coin_jax.data.tokenizer import load_tokenizer
             from coin_jax.training.checkpoint import load_parameters
 
             config, params = load_parameters(folder)
-            model_config, tokenizer = config.model, load_tokenizer(folder / "tokenizer")
+            model_config = config.model
+            choice = dataclasses.replace(config.tokenizer, path=str(folder / "tokenizer"))
             settings.setdefault("max_input_length", config.batch.encoder_length)
         else:
-            from coin_jax.data.tokenizer import make_tokenizer
             from coin_jax.model import huggingface
 
-            try:
-                model_config, params = huggingface.load(str(checkpoint), ModelConfig())
-                tokenizer = make_tokenizer(TokenizerConfig("huggingface", str(checkpoint)))
-            except OSError as error:
-                if folder.is_dir():
-                    raise
-                raise FileNotFoundError(
-                    f"no checkpoint {str(checkpoint)!r}: there is no such folder here, and as a "
-                    f"Hugging Face name it could not be loaded ({_first_line(error)})"
-                ) from error
-        return cls(T5(model_config), jax.tree.map(jnp.asarray, params), tokenizer, **settings)
+            folder = huggingface.find(checkpoint)
+            model_config, params = huggingface.load(folder)
+            choice = TokenizerConfig(kind="huggingface", path=str(folder))
+        params = jax.tree.map(jnp.asarray, params)
+        return cls(T5(model_config), params, make_tokenizer(choice), **settings)
 
     # --- what it is asked -----------------------------------------------------------------
 
@@ -166,23 +168,25 @@ class Predictor:
 
     # --- between text and batches ---------------------------------------------------------
 
-    def _encode(self, prompts: Sequence[Any]) -> list[list[int]]:
-        return [self._ids(prompt) for prompt in prompts]
-
-    def _ids(self, prompt: Any) -> list[int]:
-        if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)[: self.max_input_length - 1]
-            return [*ids, self.tokenizer.eos_id]
-        if hasattr(prompt, "pieces"):
-            from coin_jax.data.tokenizer import encode_prompt
-
-            return list(encode_prompt(self.tokenizer, prompt, self.max_input_length, 1 << 30)[0])
-        return [int(token) for token in prompt]
+    def _encode(self, prompts: Sequence[Any]) -> list[Sequence[int]]:
+        """Ids of each prompt, end-of-sequence included; each kind of prompt in one go."""
+        texts = [index for index, prompt in enumerate(prompts) if isinstance(prompt, str)]
+        parted = [index for index, prompt in enumerate(prompts) if isinstance(prompt, Prompt)]
+        encoded: list[Any] = list(prompts)
+        ids = self.tokenizer.encode_batch([prompts[index] for index in texts])
+        for index, tokens in zip(texts, ids, strict=True):
+            encoded[index] = [*tokens[: self.max_input_length - 1], self.tokenizer.eos_id]
+        parts = [prompts[index] for index in parted]
+        ids = encode_prompts(self.tokenizer, parts, self.max_input_length, sys.maxsize)
+        for index, prompt in zip(parted, ids, strict=True):
+            encoded[index] = prompt.input
+        return encoded
 
     def _text(self, tokens: np.ndarray) -> str:
         ends = np.flatnonzero(tokens == self.model.config.eos_token_id)
         kept = tokens[: ends[0]] if len(ends) else tokens
-        return self.tokenizer.decode([int(token) for token in kept])
+        # Models have more rows than their tokenizer has tokens; chance can choose such a row.
+        return self.tokenizer.decode([int(t) for t in kept if t < self.tokenizer.vocabulary_size])
 
     def _pack(self, lists: Sequence[tuple[str, ...]]) -> tuple[list[np.ndarray], int]:
         """Inputs, targets and segment ids [lists, C, T] of each list's answers, and the longest
@@ -222,7 +226,7 @@ class Predictor:
         return jax.device_put(array, rows)
 
     def _batches(
-        self, encoded: list[list[int]], run: Callable[[np.ndarray, Any, Any], Any]
+        self, encoded: list[Sequence[int]], run: Callable[[np.ndarray, Any, Any], Any]
     ) -> Iterator[tuple[np.ndarray, Any]]:
         """(indices of prompts, what `run` gave for them as numpy), longest prompts first.
 
@@ -265,7 +269,3 @@ def _is_huggingface(folder: pathlib.Path) -> bool:
     except (OSError, ValueError):
         return False
     return "model_type" in config or "architectures" in config
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
