@@ -5,6 +5,8 @@ from __future__ import annotations
 from coin_jax.config import DataConfig
 from coin_jax.data.builtin import builtin_tasks
 from coin_jax.data.pairs import PairSource, TaskPairs
+from coin_jax.data.ready_pairs import load_ready_pairs
+from coin_jax.data.tasks import load_tasks
 
 
 def make_pair_source(data: DataConfig, seed: int) -> PairSource:
@@ -17,4 +19,9 @@ def make_pair_source(data: DataConfig, seed: int) -> PairSource:
         tasks = builtin_tasks(data.builtin_rows, seed)
         note = f"built-in data: {len(tasks)} tasks, {len(tasks[0].training.inputs)} sentences"
         return TaskPairs(tasks, seed, [note])
-    raise ValueError(f"data.source = {data.source!r} has no pairs")
+    if data.source == "tasks":
+        tasks, notes = load_tasks(data, seed)
+        return TaskPairs(tasks, seed, notes)
+    if data.source == "pairs":
+        return load_ready_pairs(data, seed)
+    raise ValueError(f"data.source = {data.source!r} has no contrastive sets")

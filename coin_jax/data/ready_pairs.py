@@ -1,0 +1,232 @@
+"""Contrastive sets from files of ready pairs: an instance already written in two wordings."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import itertools
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from coin_jax.config import DataConfig
+from coin_jax.data.draws import mix
+from coin_jax.data.pairs import (
+    ContrastiveSet,
+    EvaluationItem,
+    OtherAnswer,
+    content_hash,
+    stratified,
+)
+from coin_jax.data.sources import DataError, PairRow, collect, expand_files, read_pair_rows
+from coin_jax.data.tasks import bad_row_notes, held_out
+from coin_jax.data.templates import Piece
+
+MOST_ANSWERS = 20
+"""Different answers that a task may have for its answers to be a closed set to choose from."""
+
+Unit = tuple[PairRow, ...]
+"""One pair, or a pair and the hard negative that its file gives it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PairPrompt:
+    """A Prompt whose input field is not marked: it is what both wordings share.
+
+    The longest run of words that also stands in the other wording, less the list of options, is
+    the field. It is looked for only where truncation asks.
+    """
+
+    text: str
+    other: str
+    answer: str
+
+    @functools.cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        start, end = shared_field(self.text, self.other)
+        pieces = (
+            Piece(self.text[:start], False),
+            Piece(self.text[start:end], True),
+            Piece(self.text[end:], False),
+        )
+        return tuple(piece for piece in pieces if piece.text)
+
+
+def shared_field(text: str, other: str) -> tuple[int, int]:
+    """Where the longest run of words begins and ends in `text` that also stands in `other`, lists
+    of options excepted; (0, 0) where they share none."""
+    words = list(re.finditer(r"\S+", text))
+    match = difflib.SequenceMatcher(
+        None, [word.group() for word in words], other.split(), autojunk=False
+    ).find_longest_match()
+    if not match.size:
+        return 0, 0
+    start, end = words[match.a].start(), words[match.a + match.size - 1].end()
+    options = re.search(r"(?im)^[ \t]*options?:.*(?:\n[ \t]*-.*)*", text)
+    if not options or options.end() <= start or end <= options.start():
+        return start, end
+    before, after = (start, max(start, options.start())), (min(end, options.end()), end)
+    return max(before, after, key=lambda span: span[1] - span[0])
+
+
+class ReadyPairs:
+    """Contrastive sets of ready pairs: one set per pair and epoch.
+
+    Where the file gives no hard negatives, another pair of the task with another answer is drawn
+    for each epoch.
+
+    Raises: DataError for a task whose rows all have the same answer.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        evaluation: Sequence[Unit],
+        seed: int,
+        notes: Sequence[str] = (),
+    ):
+        self.notes = tuple(notes)
+        self._units, self._evaluation, self._seed = list(units), list(evaluation), seed
+        self._members = _rows_by_task(unit[0] for unit in units)
+        self._others: dict[str, OtherAnswer] = {}
+        self._place_in_task = [0] * len(units)
+        for task, members in self._members.items():
+            for place, number in enumerate(members):
+                self._place_in_task[number] = place
+            if any(len(self._units[number]) == 1 for number in members):
+                targets = [self._units[number][0].target for number in members]
+                labels = np.unique(targets, return_inverse=True)[1]
+                self._others[task] = OtherAnswer(labels, task)
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    def get(self, index: int, epoch: int) -> ContrastiveSet:
+        unit = self._units[index]
+        if len(unit) == 1:
+            task = unit[0].task
+            place = self._others[task].draw(
+                self._place_in_task[index], mix(self._seed, index, epoch)
+            )
+            unit += self._units[self._members[task][place]][:1]
+        return ContrastiveSet(
+            tuple(prompt for row in unit for prompt in _prompts(row)),
+            tuple(content_hash([row.original], row.target) for row in unit),
+        )
+
+    def evaluation_items(self, instances_per_task: int) -> list[EvaluationItem]:
+        """Items of the tasks with a closed set of answers; both columns' wordings count as seen,
+        since the rows do not tell which wording of which template they hold."""
+        rows = [row for unit in self._evaluation for row in unit]
+        trained = [row for unit in self._units for row in unit]
+        items = []
+        answers_of = {
+            task: sorted({trained[number].target for number in members})
+            for task, members in _rows_by_task(trained).items()
+            # Of many free answers each comes once; a closed set repeats its own.
+            if len({trained[number].target for number in members}) * 2 <= len(members)
+        }
+        for task, members in _rows_by_task(rows).items():
+            answers = tuple(answers_of.get(task, ()))
+            known = [number for number in members if rows[number].target in answers]
+            if not 2 <= len(answers) <= MOST_ANSWERS:
+                continue
+            labels = np.array([answers.index(rows[number].target) for number in known])
+            for place in stratified(labels, self._seed, task)[:instances_per_task]:
+                prompts = _prompts(rows[known[place]])
+                items += [
+                    EvaluationItem(
+                        task, known[place], wording, True, prompt, answers, int(labels[place])
+                    )
+                    for wording, prompt in zip(("original", "paraphrased"), prompts, strict=True)
+                ]
+        return items
+
+    def tightest(self) -> Iterator[tuple[str, PairPrompt]]:
+        for unit in itertools.chain(self._units, self._evaluation):
+            for row in unit:
+                for prompt in _prompts(row):
+                    yield row.where, prompt
+
+    def without(self, places: set[str]) -> ReadyPairs:
+        if not places:
+            return self
+        kept = (
+            [unit for unit in units if places.isdisjoint(row.where for row in unit)]
+            for units in (self._units, self._evaluation)
+        )
+        note = f"{len(places)} rows skipped that are too long, the first: {min(places)}"
+        return ReadyPairs(*kept, self._seed, [*self.notes, note])
+
+
+def load_ready_pairs(data: DataConfig, seed: int) -> ReadyPairs:
+    """Reads the files of the config; without evaluation files some pairs of each task are kept.
+
+    Raises: DataError for a file or row that cannot be used.
+    """
+    units, bad = _read_units(data, data.files, "data.files")
+    evaluation: list[Unit] = []
+    if data.evaluation_files:
+        evaluation, more = _read_units(data, data.evaluation_files, "data.evaluation_files")
+        bad += more
+    if not units:
+        raise DataError(f"data.files: no usable pair in {', '.join(data.files)}")
+    if not evaluation:
+        for members in _rows_by_task(unit[0] for unit in units).values():
+            kept = held_out((units[number][0].original for number in members), seed)
+            evaluation += [units[number] for number in np.array(members)[kept]]
+        gone = {id(unit) for unit in evaluation}
+        units = [unit for unit in units if id(unit) not in gone]
+    note = f"{len(units)} training and {len(evaluation)} held-out pairs"
+    return ReadyPairs(units, evaluation, seed, [note, *bad_row_notes(bad)])
+
+
+def _read_units(
+    data: DataConfig, patterns: Sequence[str], field: str
+) -> tuple[list[Unit], list[DataError]]:
+    units, bad = [], []
+    for file in expand_files(patterns, field):
+        more, errors = collect(_units_of(file, data.odd_rows_are_hard_negatives), data.bad_rows)
+        units += more
+        bad += errors
+    return units, bad
+
+
+def _units_of(file: pathlib.Path, negatives_below: bool) -> Iterator[Unit | DataError]:
+    rows = read_pair_rows([file])
+    if not negatives_below:
+        for row in rows:
+            yield row if isinstance(row, DataError) else (row,)
+        return
+    for row in rows:
+        negative = next(rows, None)
+        if isinstance(row, DataError):
+            yield row
+        elif isinstance(negative, DataError):
+            yield negative
+        elif negative is None:
+            yield DataError(f"{row.where}: the last row, and its hard negative is missing below it")
+        elif (negative.task, negative.target != row.target) != (row.task, True):
+            yield DataError(
+                f"{negative.where}: cannot be the hard negative of the row above it: that needs "
+                "the same task and another answer (data.odd_rows_are_hard_negatives)"
+            )
+        else:
+            yield row, negative
+
+
+def _prompts(row: PairRow) -> tuple[PairPrompt, PairPrompt]:
+    return (
+        PairPrompt(row.original, row.paraphrased, row.target),
+        PairPrompt(row.paraphrased, row.original, row.target),
+    )
+
+
+def _rows_by_task(rows: Iterable[PairRow]) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(row.task, []).append(number)
+    return groups
