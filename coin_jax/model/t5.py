@@ -373,7 +373,7 @@ def stacked(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) 
     return nnx.merge(graph, jax.vmap(draw)(jax.random.split(rngs.params(), count)))
 
 
-def scan_layers(apply: Callable, carry: Any, inputs: Any, count: int, config: ModelConfig):
+def scan_layers(apply: Callable, carry: Any, inputs: Any, count: int, config: ModelConfig) -> Any:
     """jax.lax.scan over the layers, with the config's remat policy and unroll.
 
     On CPU a loop costs a fifth of the time, so there all layers are laid out by default; elsewhere
@@ -384,18 +384,4 @@ def scan_layers(apply: Callable, carry: Any, inputs: Any, count: int, config: Mo
         policy = REMAT_POLICIES[config.remat]
         # Inside a loop nothing can be shared between the passes; laid out, it must be prevented.
         apply = jax.checkpoint(apply, policy=policy, prevent_cse=unroll > 1)
-    if unroll < count:
-        return jax.lax.scan(apply, carry, inputs, unroll=unroll)
-    outputs = []
-    for layer_inputs in unstack(inputs, count):
-        carry, output = apply(carry, layer_inputs)
-        outputs.append(output)
-    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
-
-
-def unstack(tree: Any, count: int) -> list[Any]:
-    """The `count` trees along the leading axis. The gradient is one concatenation, where indexing
-    would pad every slice to the whole and add them up."""
-    leaves, structure = jax.tree.flatten(tree)
-    split = [[part[0] for part in jnp.split(leaf, count)] for leaf in leaves]
-    return [structure.unflatten(parts) for parts in zip(*split, strict=True)]
+    return jax.lax.scan(apply, carry, inputs, unroll=min(unroll, count))
