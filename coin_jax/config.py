@@ -408,9 +408,11 @@ def problems(config: Config) -> Iterator[str]:
     )
     yield from refuse_unless(
         config.tokenizer.kind != "sentencepiece"
-        or config.tokenizer.vocabulary_size <= config.model.vocabulary_size,
+        or config.tokenizer.path != ""
+        or config.tokenizer.vocabulary_size + 100 <= config.model.vocabulary_size,
         "tokenizer.vocabulary_size",
-        f"at most model.vocabulary_size ({config.model.vocabulary_size})",
+        f"at most {config.model.vocabulary_size - 100}: model.vocabulary_size "
+        f"({config.model.vocabulary_size}) less 100 sentinels",
     )
 
 

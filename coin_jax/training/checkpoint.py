@@ -134,14 +134,13 @@ class Checkpoints:
 
 # Fields that decide which arrays a state holds. The others may change between two starts.
 _SHAPING = (
-    *(
-        f"model.{field}"
-        for field in (
-            "vocabulary_size d_model d_kv d_ff num_heads num_layers num_decoder_layers "
-            "relative_attention_num_buckets relative_bias_every_layer feed_forward "
-            "tie_word_embeddings"
-        ).split()
-    ),
+    "model.vocabulary_size",
+    "model.d_",
+    "model.num_",
+    "model.relative_attention_num_buckets",
+    "model.relative_bias_every_layer",
+    "model.feed_forward",
+    "model.tie_word_embeddings",
     "optimizer.name",
 )
 

@@ -1,0 +1,225 @@
+"""Trains a T5: `python -m coin_jax.train --config configs/quickstart.py`.
+
+Reads top to bottom: data, model, loop, results. Everything that can be refused is refused before
+anything is compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from coin_jax.config import Config, ConfigError, validate
+from coin_jax.config_files import load, to_json
+from coin_jax.data.collection import make_pair_source
+from coin_jax.data.pairs import EvaluationItem, TokenizedPairs, training_texts
+from coin_jax.data.pipeline import BatchPipeline
+from coin_jax.data.sources import DataError, expand_files, read_text
+from coin_jax.data.span_corruption import SpanCorruption, read_tokens
+from coin_jax.data.tokenizer import Tokenizer, make_tokenizer
+from coin_jax.model import huggingface
+from coin_jax.model.t5 import T5
+from coin_jax.objective import make_method
+from coin_jax.parallel.mesh import make_mesh
+from coin_jax.parallel.sharding import batch_shardings
+from coin_jax.predictor import Predictor
+from coin_jax.robustness.scoring import WordingAccuracy, wording_accuracy
+from coin_jax.training.checkpoint import CheckpointError, Checkpoints
+from coin_jax.training.logging import MetricLog
+from coin_jax.training.loop import DivergedError, train
+from coin_jax.training.optimizer import make_optimizer
+from coin_jax.training.results import plot_curves, print_results, save_results
+from coin_jax.training.state import abstract_state, create_state, state_shardings
+from coin_jax.training.step import make_train_step
+from coin_jax.training.throughput import Throughput, peak_flops
+
+
+def run(config: Config, console: Console) -> int:
+    """Trains what `config` says, from wherever its run directory has got to. Returns exit status:
+    0 when the last step is done, 128 + signal when a signal stopped it before."""
+    began = time.perf_counter()
+    method = make_method(config.objective)
+    directory = config.run_directory
+    directory.mkdir(parents=True, exist_ok=True)
+
+    tokenizer, source, items = build_data(config, console)
+    config, pretrained = build_architecture(config, tokenizer)
+
+    mesh = make_mesh(config.mesh)
+    model = T5(config.model)
+    optimizer = make_optimizer(config.optimizer, config.training.steps, model.logical_axes())
+    train_step = make_train_step(model, method, optimizer, config, mesh)
+
+    with Checkpoints(directory, config.checkpoint) as checkpoints:
+        position = None
+        if checkpoints.latest_step is None:
+            state = create_state(model, optimizer, config, mesh, pretrained)
+            console.print(f"Starting in {directory}", highlight=False)
+        else:
+            abstract = jax.tree.map(
+                lambda array, sharding: jax.ShapeDtypeStruct(
+                    array.shape, array.dtype, sharding=sharding
+                ),
+                abstract_state(model, optimizer, config),
+                state_shardings(model, optimizer, config, mesh),
+            )
+            state, position, changed = checkpoints.restore(abstract, config)
+            console.print(f"Going on from step {int(state.step)} in {directory}", highlight=False)
+            for line in changed:
+                console.print(f"  changed since: {line}", highlight=False)
+        (directory / "config.json").write_text(to_json(config))
+        describe_run(config, state, mesh, len(source), len(items), console)
+
+        evaluation = Evaluation(model, tokenizer, config, items, mesh)
+        peak, peak_source = peak_flops(config.model.compute_dtype)
+        shardings = batch_shardings(mesh)
+        with (
+            BatchPipeline(
+                source,
+                config.batch,
+                config.seed,
+                host_index=jax.process_index(),
+                host_count=jax.process_count(),
+                decoder_start_token_id=config.model.decoder_start_token_id,
+                start_state=position,
+            ) as batches,
+            MetricLog(directory, config, int(state.step)) as log,
+        ):
+            ending = train(
+                config,
+                state,
+                train_step,
+                batches,
+                lambda batch: {
+                    name: jax.make_array_from_process_local_data(shardings[name], array)
+                    for name, array in batch.items()
+                },
+                evaluation if items else None,
+                checkpoints,
+                log,
+                Throughput(peak),
+                console,
+            )
+            statistics = batches.statistics()
+
+    if ending.signal is not None:
+        console.print(
+            f"Stopped at step {int(ending.state.step)} and saved; the same command goes on."
+        )
+        return 128 + ending.signal
+    paths = {"checkpoint": directory / "checkpoints" / str(int(ending.state.step))}
+    paths |= save_results(directory, evaluation.latest)
+    paths["metrics"] = log.path
+    paths["curves"] = plot_curves(log.path, directory / "curves.png")
+    notes = {
+        "padding": f"{statistics['encoder_padding']:.1%} of input positions, "
+        f"{statistics['decoder_padding']:.1%} of target positions",
+        "shortened inputs": f"{statistics['cut']} of {statistics['sequences']}",
+        "utilization": f"against {peak / 1e9:,.0f} GFLOP/s a device ({peak_source})",
+    }
+    print_results(console, evaluation.latest, log.path, paths, notes, time.perf_counter() - began)
+    return 0
+
+
+def build_data(config: Config, console: Console) -> tuple[Tokenizer, Any, Sequence[EvaluationItem]]:
+    """(tokenizer, what the pipeline packs, held-out questions). Raises DataError."""
+    data, seed = config.data, config.seed
+    with console.status("reading data"):
+        if data.source == "text":
+            files = expand_files(data.files, "data.files")
+            readable = (text for text in read_text(files) if isinstance(text, str))
+            tokenizer = build_tokenizer(config, readable)
+            tokens, skipped = read_tokens(
+                files,
+                tokenizer,
+                bad_rows=data.bad_rows,
+                cache_folder=config.run_directory / "tokens",
+            )
+            note = f"{len(tokens):,} tokens in {len(files)} files; {len(skipped)} lines skipped"
+            console.print(note, highlight=False)
+            return tokenizer, SpanCorruption(tokens, tokenizer, config.batch, data, seed), []
+        pairs = make_pair_source(data, seed)
+        for note in pairs.notes:
+            console.print(note, highlight=False)
+        tokenizer = build_tokenizer(config, training_texts(pairs, seed))
+        source = TokenizedPairs(pairs, tokenizer, config.batch, data.bad_rows)
+        items = source.source.evaluation_items(config.evaluation.instances_per_task)
+        return tokenizer, source, items
+
+
+def build_tokenizer(config: Config, texts: Iterable[str]) -> Tokenizer:
+    """The one that an earlier start of this run saved, else the config's. Saves it in the run."""
+    saved = config.run_directory / "tokenizer"
+    settings = config.tokenizer
+    if saved.is_dir():
+        settings = dataclasses.replace(settings, path=str(saved))
+    tokenizer = make_tokenizer(settings, texts)
+    tokenizer.save(saved)
+    return tokenizer
+
+
+def build_architecture(config: Config, tokenizer: Tokenizer) -> tuple[Config, Any]:
+    """(config with the architecture that is really used, pretrained parameters or None)."""
+    pretrained = None
+    if config.model.init_from:
+        model, pretrained = huggingface.load(config.model.init_from, config.model)
+        config = validate(dataclasses.replace(config, model=model))
+    if tokenizer.vocabulary_size > config.model.vocabulary_size:
+        raise ConfigError(
+            f"model.vocabulary_size = {config.model.vocabulary_size}: the tokenizer has "
+            f"{tokenizer.vocabulary_size} ids; the embedding needs at least as many rows"
+        )
+    return config, pretrained
+
+
+class Evaluation:
+    """Accuracy on seen and unseen wordings; keeps the latest result for the final table."""
+
+    def __init__(self, model: T5, tokenizer: Tokenizer, config: Config, items, mesh):
+        self._items, self._settings = items, config.evaluation
+        self._make = lambda params: Predictor(
+            model,
+            params,
+            tokenizer,
+            batch_size=config.evaluation.batch_size,
+            max_input_length=config.batch.encoder_length,
+            mesh=mesh if mesh.size > 1 else None,
+        )
+        self.latest: WordingAccuracy | None = None
+
+    def __call__(self, params: Any) -> Mapping[str, float]:
+        self.latest = wording_accuracy(
+            self._make(params), self._items, self._settings.length_normalized
+        )
+        return self.latest.metrics()
+
+
+def describe_run(config: Config, state, mesh, sets: int, questions: int, console: Console) -> None:
+    count = sum(array.size for array in jax.tree.leaves(state.params))
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+    console.print(
+        f"{count / 1e6:.1f} M parameters on {mesh.size} {jax.devices()[0].platform} device(s)"
+        + (f" ({axes})" if axes else "")
+        + f", {sets:,} sets a epoch, {questions:,} held-out questions",
+        highlight=False,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    console = Console()
+    errors = Console(stderr=True, highlight=False, markup=False)
+    try:
+        return run(load(sys.argv[1:] if arguments is None else arguments), console)
+    except (ConfigError, DataError, CheckpointError, DivergedError) as error:
+        errors.print(str(error), style="red", soft_wrap=True)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Where a run's numbers go: JSONL always, TensorBoard and Weights & Biases where asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from coin_jax.config import Config, ConfigError
+
+
+class MetricLog:
+    """Writes records of metrics. A context manager.
+
+    RUN/metrics.jsonl has a line a record: {"step": .., name: value, ..}. A run that goes on from
+    step N drops the lines after N first: they will be written again.
+    """
+
+    def __init__(self, run_directory: pathlib.Path, config: Config, start_step: int):
+        self.path = run_directory / "metrics.jsonl"
+        kept = [record for record in read_metrics(self.path) if record["step"] <= start_step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(partial, self.path)
+        self._file = self.path.open("a")
+        self._tensorboard = self._wandb = None
+        if config.training.tensorboard:
+            self._tensorboard = _tensorboard_writer(run_directory / "tensorboard", start_step)
+        if config.training.wandb_project:
+            self._wandb = _wandb_run(run_directory, config)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        if self._tensorboard is not None:
+            import tensorflow
+
+            with self._tensorboard.as_default(step):
+                for name, value in metrics.items():
+                    tensorflow.summary.scalar(name, value)
+        if self._wandb is not None:
+            self._wandb.log(dict(metrics), step=step)
+
+    def __enter__(self) -> MetricLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line that a killed run left is skipped."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return [record for record in records if isinstance(record, dict) and "step" in record]
+
+
+def _tensorboard_writer(folder: pathlib.Path, start_step: int) -> Any:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow
+
+    # TensorBoard drops what an earlier writer logged from this step on, as metrics.jsonl does.
+    writer = tensorflow.summary.create_file_writer(str(folder), filename_suffix=f".{start_step}")
+    return writer
+
+
+def _wandb_run(run_directory: pathlib.Path, config: Config) -> Any:
+    import dataclasses
+
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError(
+            f"training.wandb_project = {config.training.wandb_project!r}: Weights & Biases is not "
+            "installed; pip install wandb, or leave the field empty"
+        ) from error
+    return wandb.init(
+        project=config.training.wandb_project,
+        name=config.name,
+        dir=str(run_directory),
+        config=dataclasses.asdict(config),
+        resume="allow",
+    )
