@@ -173,7 +173,7 @@ def load_ready_pairs(data: DataConfig, seed: int) -> ReadyPairs:
         evaluation, more = _read_units(data, data.evaluation_files, "data.evaluation_files")
         bad += more
     if not units:
-        raise DataError(f"data.files: no usable pair in {', '.join(data.files)}")
+        raise DataError("; ".join(["data.files: no usable pair", *bad_row_notes(bad)]))
     if not evaluation:
         for members in _rows_by_task(unit[0] for unit in units).values():
             kept = held_out((units[number][0].original for number in members), seed)

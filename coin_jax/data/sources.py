@@ -201,7 +201,7 @@ def _read_csv(file: pathlib.Path) -> Iterator[tuple[str, Record]]:
     with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         rows = csv.DictReader(stream, strict=True)  # strict: a quote left open is an error
         while True:
-            where = f"{file}:{rows.line_num + 1}"
+            where = f"{file}:{max(2, rows.line_num + 1)}"  # the first line names the columns
             try:
                 yield where, next(rows)
             except StopIteration:

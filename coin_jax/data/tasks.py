@@ -41,8 +41,8 @@ def load_tasks(data: DataConfig, seed: int) -> tuple[list[Task], list[str]]:
         evaluation, more = collect(read_task_rows(files), data.bad_rows)
         bad += more
     training_of, evaluation_of = _by_task(training), _by_task(evaluation)
-    if not data.tasks and not training_of:
-        raise DataError(f"data.files: no usable row in {', '.join(data.files)}")
+    if not training_of:
+        raise DataError("; ".join(["data.files: no usable row", *bad_row_notes(bad)]))
     configs = data.tasks or tuple(TaskConfig(name) for name in training_of)
     tasks, notes = [], []
     for config in configs:
@@ -160,8 +160,8 @@ class _TaskBuilder:
         missing = self._needed - row.inputs.keys()
         if missing:
             return DataError(
-                f"{row.where}: no field {min(missing)!r}, which task {row.task!r}'s templates "
-                f"need; the fields are {', '.join(sorted(row.inputs))}"
+                f"{row.where}: no field {min(missing)!r}, which the templates of task "
+                f"{row.task!r} need; its fields are {', '.join(sorted(row.inputs))}"
             )
         if row.label not in self._labels:
             return DataError(
