@@ -75,9 +75,9 @@ class BatchPipeline:
         self._producer = _Producer(
             source, room, batch, seed, shards, self._state.tolist(), decoder_start_token_id
         )
-        # Held in a list so that closing can drop the last reference, which ends tf.data's threads.
+        # A list, so that closing it needs no reference to the pipeline.
         self._iterators = [_prefetched(self._producer, room, len(shards), batch.prefetch)]
-        # Also runs at interpreter exit, where a thread still in Python code would crash.
+        # Runs at interpreter exit as well, for programs that forget to close.
         self._finalizer = weakref.finalize(self, _shut, self._producer, self._iterators)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -267,8 +267,15 @@ def _prefetched(producer: _Producer, room: Room, shards: int, prefetch: int) -> 
 
 
 def _shut(producer: _Producer, iterators: list) -> None:
+    """Lets tf.data run to its end, which comes at once when the producer stops.
+
+    Dropping the iterator is not enough: a traceback (of Ctrl-C, say) may still refer to it, and at
+    interpreter exit its thread and the main one would then wait for each other.
+    """
     producer.stopped.set()
-    iterators.clear()
+    while iterators:
+        for _ in iterators.pop():
+            pass
 
 
 def _tensorflow():
