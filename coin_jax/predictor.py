@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -72,21 +73,25 @@ class Predictor:
         self.max_input_length, self.mesh = max_input_length, mesh
         self._shards = 1 if mesh is None else batch_shard_count(mesh)
         self.batch_size = self._shards * -(-batch_size // self._shards)
-        self._replicate = mesh and jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
 
     @classmethod
     def from_checkpoint(cls, checkpoint: str | pathlib.Path, **settings: Any) -> Predictor:
-        """Loads a run of ours, or a Hugging Face folder or name such as google/flan-t5-base.
+        """Loads a run of ours (its newest checkpoint, or RUN/checkpoints/STEP), or a Hugging Face
+        folder or name such as google/flan-t5-base.
 
         `settings` as for the constructor. ValueError where there is none, with what was looked for.
         """
         folder = pathlib.Path(checkpoint)
         if folder.is_dir() and not _is_huggingface(folder):
-            from coin_jax.training.checkpoint import load_parameters
+            from coin_jax.training.checkpoint import CheckpointError, load_parameters
 
-            config, params = load_parameters(folder)
+            try:
+                config, params = load_parameters(folder)
+            except CheckpointError as error:
+                raise ValueError(str(error)) from error
             model_config = config.model
-            choice = dataclasses.replace(config.tokenizer, path=str(folder / "tokenizer"))
+            run = folder if (folder / "tokenizer").is_dir() else folder.absolute().parents[1]
+            choice = dataclasses.replace(config.tokenizer, path=str(run / "tokenizer"))
             settings.setdefault("max_input_length", config.batch.encoder_length)
         else:
             from coin_jax.model import huggingface
@@ -250,8 +255,8 @@ class Predictor:
                 segments[row, : len(encoded[index])] = 1
             with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
                 output = run(filled, self._put(tokens), self._put(segments))
-                if self._replicate:
-                    output = self._replicate(output)
+                if self.mesh is not None:
+                    output = _replication(self.mesh)(output)
             if waiting is not None:
                 yield self._fetch(*waiting)
             waiting = chosen, output
@@ -260,6 +265,12 @@ class Predictor:
     @staticmethod
     def _fetch(chosen: np.ndarray, output: Any) -> tuple[np.ndarray, Any]:
         return chosen, jax.tree.map(lambda array: np.asarray(array)[: len(chosen)], output)
+
+
+@functools.lru_cache(maxsize=8)
+def _replication(mesh: jax.sharding.Mesh) -> Callable[[Any], Any]:
+    """Puts results on every device, so that each host can read all of them."""
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
 
 
 def _is_huggingface(folder: pathlib.Path) -> bool:
