@@ -71,7 +71,7 @@ def make_optimizer(
     logical_axes: the parameters' tree with a tuple of names in the place of each array.
     """
     is_names = lambda node: isinstance(node, tuple)  # noqa: E731
-    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    parts = [clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.name == "adamw":
         parts.append(optax.scale_by_adam(config.b1, config.b2, config.epsilon))
     else:
@@ -81,6 +81,20 @@ def make_optimizer(
         parts.append(optax.add_decayed_weights(config.weight_decay, mask))
     parts.append(optax.scale_by_learning_rate(learning_rate_schedule(config, steps)))
     return optax.chain(*parts)
+
+
+def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
+    """Scales gradients by largest / max(largest, their global norm).
+
+    As optax's, but as one multiplication: XLA on CPU fuses that into what comes after, while it
+    writes the quotients of optax's form to memory first, one more copy of all gradients.
+    """
+
+    def clip(gradients: Any, _: Any) -> Any:
+        scale = largest / jnp.maximum(largest, optax.global_norm(gradients))
+        return jax.tree.map(lambda gradient: gradient * scale, gradients)
+
+    return optax.stateless(clip)
 
 
 class AdafactorState(NamedTuple):
