@@ -363,6 +363,11 @@ def problems(config: Config) -> Iterator[str]:
         "a single folder name, without separators (the folder it lies in is `output`)",
     )
     yield from refuse_unless(
+        "://" not in config.output,
+        "output",
+        "a folder of the file system; mount a bucket to write to it",
+    )
+    yield from refuse_unless(
         config.batch.rows % config.batch.shards == 0,
         "batch.shards",
         f"a divisor of batch.rows ({config.batch.rows})",

@@ -2,7 +2,7 @@
 # Installs and trains on one machine: a laptop, a GPU node, or each worker of a TPU VM.
 #
 #   launch/worker.sh cpu|cuda13|tpu [--dry-run] TRAIN ARGUMENTS...
-#   launch/worker.sh tpu --config configs/flan_t5.py:xl --output gs://bucket/runs
+#   launch/worker.sh tpu --config configs/flan_t5.py:xl --output /mnt/shared/runs
 #
 # The environment is .venv beside this project (COIN_JAX_VENV names another); it is made once.
 # Run again after an interruption: training goes on from its last checkpoint.
