@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 import queue
 import sys
@@ -212,7 +213,7 @@ def run(arguments: Arguments) -> int:
         if not from_stdin:
             source = stack.enter_context(open(arguments.input, encoding="utf-8", newline="\n"))
         elif hasattr(source, "reconfigure"):
-            source.reconfigure(encoding="utf-8", errors="strict")
+            source.reconfigure(encoding="utf-8", errors="strict", newline="\n")
         if arguments.output != "-":
             sink = stack.enter_context(open(arguments.output, "w", encoding="utf-8"))
         advance = stack.enter_context(progress_bar(total))
@@ -237,6 +238,8 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m coin_jax.generate", description=__doc__)
     try:
         run(arguments)
+    except BrokenPipeError:  # whoever read the answers has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

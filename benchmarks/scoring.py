@@ -1,0 +1,84 @@
+"""How much faster it is to score all answers of all prompts in batches than one by one.
+
+    python benchmarks/scoring.py            # a T5-small shape, random weights, this machine
+
+Three ways of asking the same questions of the same model, in one run after compilation:
+
+    one call a prompt and answer    the encoder runs for each answer
+    one call a prompt               the encoder is shared between the answers
+    one call                        prompts batched and sorted by length as well
+    generation, one call a prompt   what comparing generated answers costs, greedy
+
+Prompt lengths are log-normal with median 70, cut at 256, like FLAN's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import jax
+import numpy as np
+
+from coin_jax.config import ModelConfig
+from coin_jax.data.tokenizer import ByteTokenizer
+from coin_jax.model.t5 import T5
+from coin_jax.predictor import Predictor
+
+SMALL = ModelConfig(num_layers=6, num_decoder_layers=6)
+ANSWERS = ["yes", "no", "maybe", "it is not possible to tell"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=32)
+    arguments = parser.parse_args()
+
+    rng = np.random.default_rng(0)
+    lengths = np.exp(rng.normal(np.log(70), 0.6, arguments.prompts)).clip(8, 256).astype(int)
+    prompts = [[*rng.integers(3, 380, length - 1).tolist(), 1] for length in lengths]
+    model = T5(SMALL)
+    params = jax.jit(model.init)(jax.random.key(0))
+    predictor = Predictor(model, params, ByteTokenizer(), batch_size=arguments.batch_size)
+    print(
+        f"{len(prompts)} prompts of {lengths.mean():.0f} tokens on average x {len(ANSWERS)} "
+        f"answers; T5-small shape, {jax.devices()[0].device_kind}, float32"
+    )
+
+    def by_answer() -> np.ndarray:
+        return np.array([[predictor.score([p], [a])[0, 0] for a in ANSWERS] for p in prompts])
+
+    def by_prompt() -> np.ndarray:
+        return np.concatenate([predictor.score([prompt], ANSWERS) for prompt in prompts])
+
+    def at_once() -> np.ndarray:
+        return predictor.score(prompts, ANSWERS)
+
+    def generated() -> None:
+        for prompt in prompts:
+            predictor.generate([prompt], max_new_tokens=10)
+
+    ways = {
+        "one call a prompt and answer": by_answer,
+        "one call a prompt": by_prompt,
+        "one call": at_once,
+        "generation, one call a prompt": generated,
+    }
+    results, seconds = {}, {}
+    for name, ask in ways.items():
+        ask()  # compiles
+        begin = time.perf_counter()
+        results[name] = ask()
+        seconds[name] = time.perf_counter() - begin
+    slowest = seconds["one call a prompt and answer"]
+    for name, taken in seconds.items():
+        rate = len(prompts) / taken
+        print(f"{name:32}{taken:8.2f} s {rate:10.1f} prompts/s {slowest / taken:8.1f} x")
+    scores = [results[name] for name in list(ways)[:3]]
+    difference = max(np.abs(other / scores[0] - 1).max() for other in scores[1:])
+    print(f"largest relative difference between the scores: {difference:.1e}")
+
+
+if __name__ == "__main__":
+    main()
