@@ -7,6 +7,7 @@ import functools
 import io
 import itertools
 import pathlib
+import re
 import string
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
@@ -109,8 +110,9 @@ class HuggingFaceTokenizer:
     def prefix(self, text: str, tokens: int) -> str:
         if self._fast is None:
             return self.decode(self.encode(text)[:tokens])
-        offsets = self._fast.encode(text, add_special_tokens=False).offsets[:tokens]
-        return text[: offsets[-1][1]] if offsets else ""
+        offsets = self._fast.encode(text, add_special_tokens=False).offsets
+        # Up to where the first token too many begins: a letter may make several tokens.
+        return text[: offsets[tokens][0]] if tokens < len(offsets) else text
 
     def save(self, folder: str | pathlib.Path) -> None:
         self._tokenizer.save_pretrained(str(folder))
@@ -211,7 +213,7 @@ class SentencePieceTokenizer:
         return text.replace("\n", " \n ") if self._keeps_lines else text
 
     def _unspaced(self, text: str) -> str:
-        return text.replace(" \n ", "\n").replace(" \n", "\n") if self._keeps_lines else text
+        return re.sub(" ?\n ?", "\n", text) if self._keeps_lines else text
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
