@@ -194,6 +194,25 @@ def test_any_number_of_hosts_makes_the_same_global_batches(straight, hosts):
         np.testing.assert_array_equal(array, straight[0][5][name][half:])
 
 
+def test_hosts_can_exchange_their_states_so_that_each_knows_all(straight):
+    sent = []
+
+    def first_host(array):
+        assert array.dtype == np.int32  # jax would cut wider ones
+        sent.append(array)
+        return np.stack([array, array])
+
+    take(5, host_index=0, host_count=2, gather=first_host)
+    received = iter(sent)
+    _, states = take(
+        5,
+        host_index=1,
+        host_count=2,
+        gather=lambda array: np.stack([next(received), array]),
+    )
+    assert states == straight[1][:5]
+
+
 @pytest.mark.parametrize("size", [1, 3, 7])
 def test_fewer_sets_than_a_batch_or_than_shards_are_repeated_by_epochs(size):
     batches, _ = take(6, source=Source(size))

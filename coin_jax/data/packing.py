@@ -3,7 +3,7 @@
 A stream of sets is cut into batches in its own order. A batch takes the longest run of waiting sets
 that fits into its rows, then fills what is left with sets from a little further on. What was taken
 out of turn is remembered in the bits of one integer, so the state of a stream is two integers,
-every batch is full, and no set waits for more than one batch or is lost. numpy only.
+every batch is full, and none is lost or waits for more than one batch. numpy only.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from coin_jax.data.sources import DataError
+
 MAX_LOOKAHEAD = 64
 """Sets; their marks must fit into a non-negative int64."""
 
 
-class PackingError(ValueError):
+class PackingError(DataError):
     """A set that no batch of this shape can hold. `position` is its place in the stream."""
 
     def __init__(self, message: str, position: int = -1):

@@ -16,9 +16,10 @@ from typing import Protocol
 
 import numpy as np
 
-from coin_jax.config import BatchConfig
+from coin_jax.config import BatchConfig, ConfigError
 from coin_jax.data.order import shuffled
 from coin_jax.data.packing import PackedStream, PackingError, Room, TokenizedSet, assemble
+from coin_jax.data.sources import DataError
 
 _BLOCK = 1024
 """Positions whose place in the shuffle is computed at a time."""
@@ -45,8 +46,14 @@ class BatchPipeline:
     set numbers are counted in the global batch: the hosts' arrays, one after the other, are it.
 
     What the source raises, `next` raises, after the batches before it. Use it as a context manager
-    or call `close`, so that no thread outlives it. Raises ValueError where shards do not divide
-    the rows or hosts the shards, and where `start_state` is of another order of data.
+    or call `close`, so that no thread outlives it.
+
+    Args:
+      start_state: what `state` returned; it must cover this host's shards.
+      gather: an int32 array of this host -> those of all hosts, in order, for `state`.
+
+    Raises: ConfigError where shards do not divide the rows or hosts the shards; DataError where
+      `start_state` is of another order of data.
     """
 
     def __init__(
@@ -59,8 +66,10 @@ class BatchPipeline:
         host_count: int = 1,
         decoder_start_token_id: int = 0,
         start_state: dict[str, int] | None = None,
+        gather: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         shards = _shards_of_host(batch, host_index, host_count)
+        self._gather = gather
         self._order = {"seed": seed, "sets": len(source), "shards": batch.shards}
         self._shards = shards
         state = start_state or self._order | {
@@ -99,14 +108,19 @@ class BatchPipeline:
     def state(self) -> dict[str, int]:
         """Where the batch last handed out ends: passed as `start_state`, it gives the next one.
 
-        It covers this host's shards; the union of the hosts' states fits any number of hosts.
+        With `gather` it covers all shards, and all hosts must ask together; without, this host's,
+        and the union of the hosts' states is the whole. It fits any number of hosts.
         """
-        named = zip(self._shards, self._state.tolist(), strict=True)
-        return self._order | {
-            f"{kind}_{shard}": value
-            for shard, values in named
-            for kind, value in zip(("position", "taken"), values, strict=True)
-        }
+        shards, positions = self._shards, self._state
+        if self._gather is not None:
+            # As int32, because jax halves wider integers.
+            positions = np.asarray(self._gather(positions.view(np.int32)), np.int32)
+            positions = positions.reshape(-1, 4).view(np.int64)
+            shards = range(len(positions))
+        state = dict(self._order)
+        for shard, (position, taken) in zip(shards, positions.tolist(), strict=True):
+            state |= {f"position_{shard}": position, f"taken_{shard}": taken}
+        return state
 
     def statistics(self) -> dict[str, float]:
         """Of the batches handed out by this pipeline: counts, shares of padding, epochs begun.
@@ -136,13 +150,13 @@ class BatchPipeline:
     def _check(self, state: dict[str, int]) -> None:
         for name, value in self._order.items():
             if state.get(name) != value:
-                raise ValueError(
+                raise DataError(
                     f"the data position was saved with {name} = {state.get(name)}, now it is "
                     f"{value}: the order of the data would be another one; go on with the old "
                     "value, or start without the saved position"
                 )
         if missing := [k for k in self._shards if f"position_{k}" not in state]:
-            raise ValueError(
+            raise DataError(
                 f"the data position says nothing of shards {missing}: join the states of all hosts"
             )
 
@@ -223,20 +237,20 @@ def _shard_order(size: int, seed: int, shard: int, shards: int):
 def _shards_of_host(batch: BatchConfig, host_index: int, host_count: int) -> range:
     """The shards that a host computes, neighbours so that its rows are."""
     if batch.rows % batch.shards:
-        raise ValueError(
+        raise ConfigError(
             f"batch.rows = {batch.rows} must be a multiple of batch.shards = {batch.shards}"
         )
     if batch.shards > 1 and batch.rows // batch.shards * batch.segments_per_row % 2:
-        raise ValueError(
+        raise ConfigError(
             f"the {batch.rows // batch.shards} rows of a shard hold an odd number of sequences at "
             f"batch.segments_per_row = {batch.segments_per_row}: make one of the two even"
         )
     if batch.shards % host_count:
-        raise ValueError(
+        raise ConfigError(
             f"batch.shards = {batch.shards} must be a multiple of the number of hosts, {host_count}"
         )
     if not 0 <= host_index < host_count:
-        raise ValueError(f"there is no host {host_index} of {host_count}")
+        raise ConfigError(f"there is no host {host_index} of {host_count}")
     each = batch.shards // host_count
     return range(host_index * each, (host_index + 1) * each)
 
