@@ -58,7 +58,7 @@ def get_config(arg: str = "") -> Config:
         tokenizer=TokenizerConfig(kind="sentencepiece", vocabulary_size=4000),
         data=DataConfig(
             source="tasks",
-            bad_rows="skip",  # one row of cr is empty
+            bad_rows="skip",  # three of the published rows are empty
             files=(str(folder / "tasks" / "*.train.jsonl"),),
             evaluation_files=(str(folder / "tasks" / "*.dev.jsonl"),),
             template_files=(str(folder / "templates" / "flan.json"), str(own_templates)),

@@ -20,6 +20,7 @@ from coin_jax.data.collection import make_pair_source
 from coin_jax.data.pairs import OtherAnswer, TokenizedPairs, draw_wordings, stratified
 from coin_jax.data.ready_pairs import PairPrompt, shared_field
 from coin_jax.data.sources import DataError
+from coin_jax.data.templates import Prompt
 from coin_jax.data.tokenizer import ByteTokenizer
 
 WEATHER_TASK = TaskConfig(
@@ -361,6 +362,7 @@ def test_the_field_of_a_ready_pair_is_what_both_wordings_share_but_for_the_optio
         f"{story}\nTell me whether it is about water at all.\n{options}",
         "yes",
     )
+    assert isinstance(prompt, Prompt)
     assert [piece.text for piece in prompt.pieces if piece.is_field] == [story]
     assert "".join(piece.text for piece in prompt.pieces) == prompt.text
     text = f"Is it so?\n{options}\n{story}"

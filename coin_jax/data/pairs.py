@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -199,10 +200,16 @@ def draw_wordings(count: int, epoch: int, key: int) -> tuple[int, int]:
     """Two different ones of `count` wordings; none of the ordered choices comes twice in
     count * (count - 1) successive epochs."""
     choices = count * (count - 1)
-    steps = [step for step in range(1, choices + 1) if math.gcd(step, choices) == 1]
+    steps = _full_steps(choices)
     step = steps[mix(key) % len(steps)]
     first, second = divmod((key + epoch * step) % choices, count - 1)
     return first, second + (second >= first)
+
+
+@functools.cache
+def _full_steps(size: int) -> list[int]:
+    """Steps that come to every place of a ring before they return."""
+    return [step for step in range(1, size + 1) if math.gcd(step, size) == 1]
 
 
 def content_hash(texts: Iterator[str] | Sequence[str], answer: str) -> int:
@@ -254,23 +261,25 @@ class TokenizedPairs:
     ):
         self._tokenizer = tokenizer
         self._lengths = (batch.encoder_length, batch.decoder_length)
-        errors = {
-            where: error for where, error in self._check(source.tightest()) if error is not None
-        }
-        for where, error in errors.items():
-            if bad_rows == "error":
+        too_long = set()
+        for where, prompt in source.tightest():
+            error = self._misfit(prompt)
+            if error and bad_rows == "error":
                 raise DataError(f"{where}: {error}")
-        self.source = source.without(set(errors))
+            if error:
+                too_long.add(where)
+        self.source = source.without(too_long)
 
-    def _check(self, prompts) -> Iterator[tuple[str, DataError | None]]:
-        for where, prompt in prompts:
-            # A token is at least a byte, or the blank that some tokenizers put in front.
-            sizes = (len(text.encode("utf-8")) + 2 for text in (prompt.text, prompt.answer))
-            if any(size > limit for size, limit in zip(sizes, self._lengths, strict=True)):
-                try:
-                    encode_prompts(self._tokenizer, [prompt], *self._lengths)
-                except DataError as error:
-                    yield where, error
+    def _misfit(self, prompt: Prompt) -> DataError | None:
+        # A token is at least a byte, or the blank that some tokenizers put in front.
+        sizes = (len(text.encode("utf-8")) + 2 for text in (prompt.text, prompt.answer))
+        if all(size <= limit for size, limit in zip(sizes, self._lengths, strict=True)):
+            return None
+        try:
+            encode_prompts(self._tokenizer, [prompt], *self._lengths)
+        except DataError as error:
+            return error
+        return None
 
     def __len__(self) -> int:
         return len(self.source)

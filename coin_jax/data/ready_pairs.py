@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import functools
 import itertools
@@ -23,7 +22,7 @@ from coin_jax.data.pairs import (
 )
 from coin_jax.data.sources import DataError, PairRow, collect, expand_files, read_pair_rows
 from coin_jax.data.tasks import bad_row_notes, held_out
-from coin_jax.data.templates import Piece
+from coin_jax.data.templates import Piece, Prompt
 
 MOST_ANSWERS = 20
 """Different answers that a task may have for its answers to be a closed set to choose from."""
@@ -32,21 +31,21 @@ Unit = tuple[PairRow, ...]
 """One pair, or a pair and the hard negative that its file gives it."""
 
 
-@dataclasses.dataclass(frozen=True)
-class PairPrompt:
+class PairPrompt(Prompt):
     """A Prompt whose input field is not marked: it is what both wordings share.
 
     The longest run of words that also stands in the other wording, less the list of options, is
     the field. It is looked for only where truncation asks.
     """
 
-    text: str
-    other: str
-    answer: str
+    text = ""  # given here, where a Prompt puts it together from its pieces
+
+    def __init__(self, text: str, other: str, answer: str):
+        vars(self).update(text=text, answer=answer, _other=other)
 
     @functools.cached_property
     def pieces(self) -> tuple[Piece, ...]:
-        start, end = shared_field(self.text, self.other)
+        start, end = shared_field(self.text, self._other)
         pieces = (
             Piece(self.text[:start], False),
             Piece(self.text[start:end], True),
