@@ -199,6 +199,16 @@ def test_every_batch_can_be_continued_from_two_integers():
         assert len(fetch.asked) < len(expected.sets) + 2 * 16
 
 
+def test_going_on_with_another_window_and_other_rows_loses_nothing():
+    sets, seen, state = flan_like(300, members=4), [], (0, 0)
+    for rows, window in [(8, 64), (2, 1), (4, 16), (8, 64), (3, 2)] * 20:
+        stream = PackedStream(Stream(sets), Room(rows, 512, 64, 8), window, *state)
+        seen += [item.cut for item in stream.next_batch().sets]
+        state = stream.position, stream.taken
+    assert len(seen) == len(set(seen))
+    assert set(range(stream.position)) <= set(seen)
+
+
 @pytest.mark.parametrize(("rows", "bound"), [(8, 0.07), (16, 0.05), (64, 0.03)])
 @pytest.mark.parametrize("members", [2, 4])
 def test_padding_stays_below_its_bound_on_lengths_like_flans(members, rows, bound):

@@ -103,6 +103,9 @@ class PackedStream:
         """The next batch. Raises PackingError where the set in turn fits no empty batch."""
         count = self._longest_run()
         chosen, rows = self._fill(count)
+        # A stream that goes on with a shorter look-ahead must still pass all that it had taken.
+        while self._next <= self.position + self.taken.bit_length():
+            self._at(len(self._waiting))
         sets = [self._waiting[i].content for i in chosen]
         left = set(range(len(self._waiting))).difference(chosen)
         self._waiting = [self._waiting[i] for i in sorted(left)]
