@@ -284,10 +284,11 @@ def test_a_set_that_fits_no_batch_is_named():
     [
         ({"rows": 10}, 1, "batch.rows = 10 .* batch.shards = 4"),
         ({}, 3, "batch.shards = 4 .* number of hosts, 3"),
+        ({"window": 65}, 1, "batch.window = 65"),
         ({"rows": 4, "segments_per_row": 3}, 1, "batch.segments_per_row = 3"),
     ],
 )
-def test_what_does_not_divide_is_refused(changes, hosts, message):
+def test_configs_that_make_no_batches_are_refused(changes, hosts, message):
     config = BatchConfig(**(vars(SMALL) | changes))
     with pytest.raises(ValueError, match=message):
         BatchPipeline(Source(), config, 5, host_count=hosts)

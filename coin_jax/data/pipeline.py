@@ -18,7 +18,14 @@ import numpy as np
 
 from coin_jax.config import BatchConfig, ConfigError
 from coin_jax.data.order import shuffled
-from coin_jax.data.packing import PackedStream, PackingError, Room, TokenizedSet, assemble
+from coin_jax.data.packing import (
+    MAX_LOOKAHEAD,
+    PackedStream,
+    PackingError,
+    Room,
+    TokenizedSet,
+    assemble,
+)
 from coin_jax.data.sources import DataError
 
 _BLOCK = 1024
@@ -68,6 +75,8 @@ class BatchPipeline:
         start_state: dict[str, int] | None = None,
         gather: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
+        if not 1 <= batch.window <= MAX_LOOKAHEAD:
+            raise ConfigError(f"batch.window = {batch.window}: must be 1 to {MAX_LOOKAHEAD}")
         shards = _shards_of_host(batch, host_index, host_count)
         self._gather = gather
         self._order = {"seed": seed, "sets": len(source), "shards": batch.shards}
