@@ -18,7 +18,7 @@ from data_files import (
 from coin_jax.config import BatchConfig, DataConfig, TaskConfig
 from coin_jax.data.collection import make_pair_source
 from coin_jax.data.pairs import OtherAnswer, TokenizedPairs, draw_wordings, stratified
-from coin_jax.data.ready_pairs import PairPrompt, shared_field
+from coin_jax.data.ready_pairs import PairPrompt
 from coin_jax.data.sources import DataError
 from coin_jax.data.templates import Prompt
 from coin_jax.data.tokenizer import ByteTokenizer
@@ -354,21 +354,28 @@ def test_ready_pairs_with_a_closed_set_of_answers_are_evaluated(tmp_path):
         assert item.prompt.text not in trained
 
 
-def test_the_field_of_a_ready_pair_is_what_both_wordings_share_but_for_the_options():
-    story = "The river rose all night and took the bridge with it."
-    options = "OPTIONS:\n- yes\n- no"
-    prompt = PairPrompt(
-        f"Read this: {story}\nIs it about water?\n{options}",
-        f"{story}\nTell me whether it is about water at all.\n{options}",
-        "yes",
-    )
+def fields_of(text: str, other: str) -> list[str]:
+    prompt = PairPrompt(text, other, "yes")
     assert isinstance(prompt, Prompt)
-    assert [piece.text for piece in prompt.pieces if piece.is_field] == [story]
-    assert "".join(piece.text for piece in prompt.pieces) == prompt.text
-    text = f"Is it so?\n{options}\n{story}"
-    start, end = shared_field(text, f"Well?\n{options}\n{story}")
-    assert text[start:end].strip() == story
-    assert shared_field("a b", "c d") == (0, 0)
+    assert "".join(piece.text for piece in prompt.pieces) == prompt.text == text
+    return [piece.text for piece in prompt.pieces if piece.is_field]
+
+
+def test_the_fields_of_a_ready_pair_are_what_both_wordings_share_but_for_the_options():
+    story = "the river rose all night and took the bridge with it"
+    options = "OPTIONS:\n- yes\n- no"
+    plain = f"{story}.\nTell me whether it is about water at all.\n{options}"
+    assert fields_of(f'Read "{story}" now. Is it about rain?\n{options}', plain) == [story]
+    assert fields_of(plain, f'Read "{story}" now. Is it about rain?\n{options}') == [story]
+    guess = "a new bridge will have to be built before the autumn comes"
+    assert fields_of(
+        f"If {story}, then {guess}?\n{options}", f"{story}. {options}\nDoes it follow that {guess}?"
+    ) == [story, guess]
+    # One run goes on behind the options, which are cut out of it.
+    both = f"{story}\n{options}\n{guess}"
+    assert fields_of(f"Well: {both}", f"{both}. So what?") == [story, guess]
+    assert fields_of("Is the sky blue?", "Tell me: is the sky green?") == ["Is the sky"]
+    assert fields_of("a b", "c d") == []
 
 
 # Tokens
@@ -420,7 +427,7 @@ def test_a_ready_pair_that_cannot_fit_is_an_error_or_skipped_and_counted(tmp_pat
     rows = pair_rows(30)
     rows[5]["targets"] = "dry as a bone"
     rows[8]["original_instruction"] = "word " * 60  # shares nothing with the other wording
-    rows[11]["original_instruction"] += " on" * 60  # shares enough, but what is left is too long
+    rows[11]["original_instruction"] += " on" * 70  # shares enough, but what is left is too long
     data = pairs_data(tmp_path, rows, odd_rows_are_hard_negatives=negatives_below)
     held_out = pairs_data(tmp_path, rows).files
     source = make_pair_source(dataclasses.replace(data, evaluation_files=held_out), 0)

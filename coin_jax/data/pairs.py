@@ -262,24 +262,24 @@ class TokenizedPairs:
         self._tokenizer = tokenizer
         self._lengths = (batch.encoder_length, batch.decoder_length)
         too_long = set()
-        for where, prompt in source.tightest():
-            error = self._misfit(prompt)
-            if error and bad_rows == "error":
+        for where, error in self._misfits(source.tightest()):
+            if bad_rows == "error":
                 raise DataError(f"{where}: {error}")
-            if error:
-                too_long.add(where)
+            too_long.add(where)
         self.source = source.without(too_long)
 
-    def _misfit(self, prompt: Prompt) -> DataError | None:
-        # A token is at least a byte, or the blank that some tokenizers put in front.
-        sizes = (len(text.encode("utf-8")) + 2 for text in (prompt.text, prompt.answer))
-        if all(size <= limit for size, limit in zip(sizes, self._lengths, strict=True)):
-            return None
-        try:
-            encode_prompts(self._tokenizer, [prompt], *self._lengths)
-        except DataError as error:
-            return error
-        return None
+    def _misfits(self, prompts: Iterator[tuple[str, Prompt]]) -> Iterator[tuple[str, DataError]]:
+        """(place, error) of the prompts that do not fit."""
+        while chunk := list(itertools.islice(prompts, 1024)):
+            ids = self._tokenizer.encode_batch([prompt.text for _, prompt in chunk])
+            for (where, prompt), tokens in zip(chunk, ids, strict=True):
+                # A token is at least a byte, or the blank that some tokenizers put in front.
+                sizes = len(tokens) + 1, len(prompt.answer.encode("utf-8")) + 2
+                if any(size > limit for size, limit in zip(sizes, self._lengths, strict=True)):
+                    try:
+                        encode_prompts(self._tokenizer, [prompt], *self._lengths)
+                    except DataError as error:
+                        yield where, error
 
     def __len__(self) -> int:
         return len(self.source)

@@ -27,15 +27,20 @@ from coin_jax.data.templates import Piece, Prompt
 MOST_ANSWERS = 20
 """Different answers that a task may have for its answers to be a closed set to choose from."""
 
+FIELD_WORDS = 8
+"""Words that an instruction hardly shares with its paraphrase by chance."""
+_WORD = re.compile(
+    r"(?P<options>^[ \t]*options?:.*(?:\n[ \t]*-.*)*)|\w(?:\S*\w)?", re.IGNORECASE | re.MULTILINE
+)
+
 Unit = tuple[PairRow, ...]
 """One pair, or a pair and the hard negative that its file gives it."""
 
 
 class PairPrompt(Prompt):
-    """A Prompt whose input field is not marked: it is what both wordings share.
+    """A Prompt whose input fields are not marked: they are what both wordings share.
 
-    The longest run of words that also stands in the other wording, less the list of options, is
-    the field. It is looked for only where truncation asks.
+    They are looked for only where truncation asks.
     """
 
     text = ""  # given here, where a Prompt puts it together from its pieces
@@ -45,30 +50,43 @@ class PairPrompt(Prompt):
 
     @functools.cached_property
     def pieces(self) -> tuple[Piece, ...]:
-        start, end = shared_field(self.text, self._other)
-        pieces = (
-            Piece(self.text[:start], False),
-            Piece(self.text[start:end], True),
-            Piece(self.text[end:], False),
-        )
+        pieces, end = [], 0
+        for start, stop in shared_fields(self.text, self._other):
+            pieces += [Piece(self.text[end:start], False), Piece(self.text[start:stop], True)]
+            end = stop
+        pieces.append(Piece(self.text[end:], False))
         return tuple(piece for piece in pieces if piece.text)
 
 
-def shared_field(text: str, other: str) -> tuple[int, int]:
-    """Where the longest run of words begins and ends in `text` that also stands in `other`, lists
-    of options excepted; (0, 0) where they share none."""
-    words = list(re.finditer(r"\S+", text))
-    match = difflib.SequenceMatcher(
-        None, [word.group() for word in words], other.split(), autojunk=False
-    ).find_longest_match()
-    if not match.size:
-        return 0, 0
-    start, end = words[match.a].start(), words[match.a + match.size - 1].end()
-    options = re.search(r"(?im)^[ \t]*options?:.*(?:\n[ \t]*-.*)*", text)
-    if not options or options.end() <= start or end <= options.start():
-        return start, end
-    before, after = (start, max(start, options.start())), (min(end, options.end()), end)
-    return max(before, after, key=lambda span: span[1] - span[0])
+def shared_fields(text: str, other: str) -> list[tuple[int, int]]:
+    """Where in `text` the fields stand that both wordings share, in order.
+
+    They are the longest run of words in common and every other of at least FIELD_WORDS words.
+    Lists of options are no fields, and words count as equal whatever the case and the punctuation
+    around them.
+    """
+    words, others = _words(text), _words(other)
+    blocks = difflib.SequenceMatcher(
+        None, [key for key, _, _ in words], [key for key, _, _ in others], autojunk=False
+    ).get_matching_blocks()
+    longest = max(block.size for block in blocks)
+    return [
+        (words[block.a][1], words[block.a + block.size - 1][2])
+        for block in blocks
+        if block.size and block.size >= min(longest, FIELD_WORDS)
+    ]
+
+
+def _words(text: str) -> list[tuple[object, int, int]]:
+    """(what is compared, start, end) of each word; a list of options is a word like no other."""
+    words: list[tuple[object, int, int]] = []
+    for match in _WORD.finditer(text):
+        start, end = match.span()
+        if match["options"]:
+            words.append((object(), start, end))
+        else:
+            words.append((match.group().lower(), start, end))
+    return words
 
 
 class ReadyPairs:
