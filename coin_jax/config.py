@@ -7,6 +7,7 @@ compiled.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import pathlib
 from collections.abc import Iterator
@@ -262,8 +263,8 @@ def problems(config: Config) -> Iterator[str]:
         if not holds or (isinstance(value(path), float) and not math.isfinite(value(path))):
             yield f"{path} = {value(path)!r}: must be {allowed}"
 
-    yield from (f"{path}: {reason}" for path, reason in _type_errors(config))
-    if _type_errors(config):
+    if wrong := _type_errors(config):
+        yield from (f"{path}: {reason}" for path, reason in wrong)
         return  # comparisons below would fail on values of the wrong type
 
     for path in (
@@ -377,6 +378,14 @@ def problems(config: Config) -> Iterator[str]:
         "optimizer.accumulation_steps",
         f"a divisor of batch.rows ({config.batch.rows})",
     )
+    yield from refuse_unless(config.batch.window <= 64, "batch.window", "at most 64")
+    yield from refuse_unless(config.seed < 2**31, "seed", "below 2**31")
+    for token in ("pad", "eos", "decoder_start"):
+        yield from refuse_unless(
+            value(f"model.{token}_token_id") < config.model.vocabulary_size,
+            f"model.{token}_token_id",
+            f"below model.vocabulary_size ({config.model.vocabulary_size})",
+        )
     yield from refuse_unless(config.batch.encoder_length >= 8, "batch.encoder_length", "at least 8")
     if config.data.source != "builtin":
         yield from refuse_unless(
@@ -404,6 +413,24 @@ def problems(config: Config) -> Iterator[str]:
             f"batch.rows x batch.segments_per_row = {config.batch.rows} x "
             f"{config.batch.segments_per_row} in {config.batch.shards} shards: each shard must "
             "hold the 4 sequences of a contrastive set"
+        )
+    if config.batch.shards > 1:
+        rows = config.batch.rows // config.batch.shards
+        yield from refuse_unless(
+            rows * config.batch.segments_per_row % 2 == 0,
+            "batch.segments_per_row",
+            f"even, where a shard has an odd number of rows ({rows})",
+        )
+    if config.checkpoint.keep_best:
+        yield from refuse_unless(
+            config.data.source != "text",
+            "checkpoint.keep_best",
+            "False for data.source = 'text', where nothing is evaluated",
+        )
+        yield from refuse_unless(
+            config.checkpoint.best_metric.startswith("evaluation/"),
+            "checkpoint.best_metric",
+            "a metric of the evaluation, as 'evaluation/unseen/mean'",
         )
     yield from refuse_unless(
         config.tokenizer.kind != "huggingface" or bool(config.tokenizer.path),
@@ -434,19 +461,14 @@ def _type_errors(config: Config) -> list[tuple[str, str]]:
         import pydantic
     except ImportError:  # a bare machine with jax, flax and optax alone: configs built in code
         return []
+    # Through JSON, where strictness still knows tuples and nested dataclasses. What JSON has no
+    # word for becomes a one-field object, which is the wrong type everywhere.
+    text = json.dumps(dataclasses.asdict(config), default=lambda value: {"object": repr(value)})
     try:
-        checked = pydantic.TypeAdapter(Config).validate_python(dataclasses.asdict(config))
+        pydantic.TypeAdapter(Config).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
         return readable_faults(error)
-    # What pydantic had to convert, such as "7" for a number, was not of its type either.
-    return [
-        (
-            f"{section.name}",
-            f"holds a value of the wrong type, found {getattr(config, section.name)!r}",
-        )
-        for section in dataclasses.fields(Config)
-        if getattr(checked, section.name) != getattr(config, section.name)
-    ]
+    return []
 
 
 def readable_faults(error: Any) -> list[tuple[str, str]]:

@@ -8,18 +8,30 @@ checkpoint.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import importlib.util
+import inspect
+import itertools
 import json
 import pathlib
+import types
 from collections.abc import Sequence
 from typing import Any
 
 import pydantic
 import tyro
 
-from coin_jax.config import Config, ConfigError, TokenizerConfig, readable_faults, validate
+from coin_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    TaskConfig,
+    TokenizerConfig,
+    readable_faults,
+    validate,
+)
 
 
 def load(arguments: Sequence[str], program: str = "python -m coin_jax.train") -> Config:
@@ -32,7 +44,9 @@ def load(arguments: Sequence[str], program: str = "python -m coin_jax.train") ->
     arguments = list(arguments)
     base = Config(tokenizer=TokenizerConfig(kind="bytes"))
     for index, argument in enumerate(arguments):
-        if argument == "--config" and index + 1 < len(arguments):
+        if argument == "--config":
+            if index + 1 == len(arguments):
+                raise ConfigError("--config needs a file: --config configs/quickstart.py")
             base = load_file(arguments[index + 1])
             del arguments[index : index + 2]
             break
@@ -40,6 +54,7 @@ def load(arguments: Sequence[str], program: str = "python -m coin_jax.train") ->
             base = load_file(argument.removeprefix("--config="))
             del arguments[index]
             break
+    _describe_fields(Config)
     description = (
         "--config FILE[:ARGUMENT] comes first: a config file, or an earlier run's config.json. "
         "Every field can be set over it:"
@@ -47,6 +62,22 @@ def load(arguments: Sequence[str], program: str = "python -m coin_jax.train") ->
     return validate(
         tyro.cli(Config, default=base, args=arguments, prog=program, description=description)
     )
+
+
+def _describe_fields(schema: type) -> None:
+    """Hands the docstrings of a schema's fields to tyro with their lines joined: it keeps the line
+    breaks of indented ones, wherever the source happens to have them."""
+    body = ast.parse(inspect.getsource(schema)).body[0].body
+    documented = {
+        field.target.id: " ".join(after.value.value.split())
+        for field, after in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr)
+    }
+    for field in dataclasses.fields(schema):
+        if documented.get(field.name):
+            field.metadata = types.MappingProxyType({"help": documented[field.name]})
+        if dataclasses.is_dataclass(field.default):
+            _describe_fields(type(field.default))
 
 
 def load_file(name: str) -> Config:
@@ -71,8 +102,12 @@ def load_file(name: str) -> Config:
         raise ConfigError(f"{path} defines no get_config(arg='') -> Config")
     try:
         config = module.get_config(argument) if argument else module.get_config()
-    except (KeyError, ValueError, TypeError) as error:
+    except ValueError as error:  # what a config says itself, such as ConfigError
         raise ConfigError(f"{path}: get_config({argument!r}) failed: {error}") from error
+    except Exception as error:
+        raise ConfigError(
+            f"{path}: get_config({argument!r}) failed: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(config, Config):
         raise ConfigError(f"{path}: get_config must return a Config, not {type(config).__name__}")
     return config
@@ -85,30 +120,28 @@ def to_json(config: Config) -> str:
 def from_json(text: str, where: str = "config") -> Config:
     """The config that `to_json` wrote. Raises ConfigError naming unknown or ill-typed fields."""
     try:
-        return pydantic.TypeAdapter(Config).validate_python(_checked_keys(json.loads(text), where))
+        _check_keys(json.loads(text), Config, where)
+        return pydantic.TypeAdapter(Config).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
         raise ConfigError(
             "\n".join(f"{where}: {path}: {reason}" for path, reason in readable_faults(error))
         ) from error
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where} is not JSON: {error}") from error
 
 
-def _checked_keys(tree: Any, where: str) -> dict[str, Any]:
-    """`tree` if every key of it is a field of Config; pydantic drops unknown ones in silence."""
-
-    def check(values: Any, schema: type, path: str) -> None:
-        if not isinstance(values, dict):
-            raise ConfigError(f"{where}: {path or 'config'} must be an object with fields")
-        fields = {field.name: field for field in dataclasses.fields(schema)}
-        for key, value in values.items():
-            if key not in fields:
-                near = difflib.get_close_matches(key, fields, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; fields: {', '.join(fields)}"
-                raise ConfigError(f"{where}: unknown field {path}{key!r}{hint}")
-            default = fields[key].default
-            if dataclasses.is_dataclass(default):
-                check(value, type(default), f"{path}{key}.")
-
-    check(tree, Config, "")
-    return tree
+def _check_keys(values: Any, schema: type, where: str, path: str = "") -> None:
+    """Raises ConfigError where a key is no field of `schema`: pydantic drops those in silence."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: {path.rstrip('.') or 'config'} must be an object with fields")
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"fields: {', '.join(fields)}"
+            raise ConfigError(f"{where}: unknown field '{path}{key}'; {hint}")
+        if dataclasses.is_dataclass(fields[key].default):
+            _check_keys(value, type(fields[key].default), where, f"{path}{key}.")
+    if schema is DataConfig and isinstance(values.get("tasks"), list):
+        for number, task in enumerate(values["tasks"]):
+            _check_keys(task, TaskConfig, where, f"{path}tasks.{number}.")

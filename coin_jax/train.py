@@ -7,9 +7,10 @@ anything is compiled.
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from rich.console import Console
 from coin_jax.config import Config, ConfigError, validate
 from coin_jax.config_files import load, to_json
 from coin_jax.data.collection import make_pair_source
+from coin_jax.data.packing import PackingError
 from coin_jax.data.pairs import EvaluationItem, TokenizedPairs, training_texts
 from coin_jax.data.pipeline import BatchPipeline
 from coin_jax.data.sources import DataError, expand_files, read_text
@@ -31,7 +33,7 @@ from coin_jax.parallel.sharding import batch_shardings
 from coin_jax.predictor import Predictor
 from coin_jax.robustness.scoring import WordingAccuracy, wording_accuracy
 from coin_jax.training.checkpoint import CheckpointError, Checkpoints
-from coin_jax.training.logging import MetricLog
+from coin_jax.training.logging import MetricLog, check_writers
 from coin_jax.training.loop import DivergedError, train
 from coin_jax.training.optimizer import make_optimizer
 from coin_jax.training.results import plot_curves, print_results, save_results
@@ -45,33 +47,32 @@ def run(config: Config, console: Console) -> int:
     0 when the last step is done, 128 + signal when a signal stopped it before."""
     began = time.perf_counter()
     method = make_method(config.objective)
+    mesh = make_mesh(config.mesh)
+    check_writers(config)
     directory = config.run_directory
     directory.mkdir(parents=True, exist_ok=True)
 
-    tokenizer, source, items = build_data(config, console)
-    config, pretrained = build_architecture(config, tokenizer)
-
-    mesh = make_mesh(config.mesh)
-    model = T5(config.model)
-    optimizer = make_optimizer(config.optimizer, config.training.steps, model.logical_axes())
-    train_step = make_train_step(model, method, optimizer, config, mesh)
-
-    with Checkpoints(directory, config.checkpoint) as checkpoints:
-        position = None
-        if checkpoints.latest_step is None:
+    with (
+        Checkpoints(directory, config.checkpoint) as checkpoints,
+        console.status("reading data") as status,
+    ):
+        saved = checkpoints.saved_config()
+        tokenizer, source, items = build_data(config, saved, console, status.update)
+        status.update("making the model")
+        config, pretrained = build_architecture(config, saved, tokenizer)
+        model = T5(config.model)
+        optimizer = make_optimizer(config.optimizer, config.training.steps, model.logical_axes())
+        train_step = make_train_step(model, method, optimizer, config, mesh)
+        if saved is None:
             state = create_state(model, optimizer, config, mesh, pretrained)
+            position = unlogged = None
             console.print(f"Starting in {directory}", highlight=False)
         else:
-            abstract = jax.tree.map(
-                lambda array, sharding: jax.ShapeDtypeStruct(
-                    array.shape, array.dtype, sharding=sharding
-                ),
-                abstract_state(model, optimizer, config),
-                state_shardings(model, optimizer, config, mesh),
-            )
-            state, position, changed = checkpoints.restore(abstract, config)
+            restored = checkpoints.restore(described_state(model, optimizer, config, mesh), config)
+            state, position = restored.state, restored.data_position
+            unlogged = restored.unlogged
             console.print(f"Going on from step {int(state.step)} in {directory}", highlight=False)
-            for line in changed:
+            for line in restored.changed:
                 console.print(f"  changed since: {line}", highlight=False)
         (directory / "config.json").write_text(to_json(config))
         describe_run(config, state, mesh, len(source), len(items), console)
@@ -79,18 +80,12 @@ def run(config: Config, console: Console) -> int:
         evaluation = Evaluation(model, tokenizer, config, items, mesh)
         peak, peak_source = peak_flops(config.model.compute_dtype)
         shardings = batch_shardings(mesh)
+        status.update("starting the data pipeline")
         with (
-            BatchPipeline(
-                source,
-                config.batch,
-                config.seed,
-                host_index=jax.process_index(),
-                host_count=jax.process_count(),
-                decoder_start_token_id=config.model.decoder_start_token_id,
-                start_state=position,
-            ) as batches,
+            open_pipeline(source, config, position) as batches,
             MetricLog(directory, config, int(state.step)) as log,
         ):
+            status.stop()  # the progress bar takes its place
             ending = train(
                 config,
                 state,
@@ -105,69 +100,94 @@ def run(config: Config, console: Console) -> int:
                 log,
                 Throughput(peak),
                 console,
+                unlogged,
             )
             statistics = batches.statistics()
 
+    last = int(ending.state.step)
     if ending.signal is not None:
         console.print(
-            f"Stopped at step {int(ending.state.step)} and saved; the same command goes on."
+            f"Stopped at step {last} and saved; the same command goes on."
+            if last
+            else "Stopped before the first step; there is nothing to save."
         )
         return 128 + ending.signal
-    paths = {"checkpoint": directory / "checkpoints" / str(int(ending.state.step))}
+    paths = {"checkpoint": directory / "checkpoints" / str(last)}
     paths |= save_results(directory, evaluation.latest)
     paths["metrics"] = log.path
     paths["curves"] = plot_curves(log.path, directory / "curves.png")
-    notes = {
-        "padding": f"{statistics['encoder_padding']:.1%} of input positions, "
-        f"{statistics['decoder_padding']:.1%} of target positions",
-        "shortened inputs": f"{statistics['cut']} of {statistics['sequences']}",
-        "utilization": f"against {peak / 1e9:,.0f} GFLOP/s a device ({peak_source})",
-    }
+    notes = {"utilization": f"against {peak / 1e9:,.0f} GFLOP/s a device ({peak_source})"}
+    if statistics["batches"]:
+        notes |= {
+            "padding": f"{statistics['encoder_padding']:.1%} of input positions, "
+            f"{statistics['decoder_padding']:.1%} of target positions",
+            "shortened inputs": f"{statistics['cut']} of {statistics['sequences']}",
+        }
     print_results(console, evaluation.latest, log.path, paths, notes, time.perf_counter() - began)
     return 0
 
 
-def build_data(config: Config, console: Console) -> tuple[Tokenizer, Any, Sequence[EvaluationItem]]:
-    """(tokenizer, what the pipeline packs, held-out questions). Raises DataError."""
+def build_data(
+    config: Config, saved: Config | None, console: Console, say: Callable[[str], None]
+) -> tuple[Tokenizer, Any, Sequence[EvaluationItem]]:
+    """(tokenizer, what the pipeline packs, held-out questions). Raises DataError.
+
+    saved: the config of the checkpoint that the run goes on from, or None.
+    """
     data, seed = config.data, config.seed
-    with console.status("reading data"):
-        if data.source == "text":
-            files = expand_files(data.files, "data.files")
-            readable = (text for text in read_text(files) if isinstance(text, str))
-            tokenizer = build_tokenizer(config, readable)
-            tokens, skipped = read_tokens(
-                files,
-                tokenizer,
-                bad_rows=data.bad_rows,
-                cache_folder=config.run_directory / "tokens",
-            )
-            note = f"{len(tokens):,} tokens in {len(files)} files; {len(skipped)} lines skipped"
-            console.print(note, highlight=False)
-            return tokenizer, SpanCorruption(tokens, tokenizer, config.batch, data, seed), []
-        pairs = make_pair_source(data, seed)
-        for note in pairs.notes:
-            console.print(note, highlight=False)
-        tokenizer = build_tokenizer(config, training_texts(pairs, seed))
-        source = TokenizedPairs(pairs, tokenizer, config.batch, data.bad_rows)
-        items = source.source.evaluation_items(config.evaluation.instances_per_task)
-        return tokenizer, source, items
+    if data.source == "text":
+        files = expand_files(data.files, "data.files")
+        readable = (text for text in read_text(files) if isinstance(text, str))
+        tokenizer = build_tokenizer(config, saved, readable, say)
+        say("tokenising the text")
+        tokens, skipped = read_tokens(
+            files,
+            tokenizer,
+            bad_rows=data.bad_rows,
+            cache_folder=config.run_directory / "tokens",
+        )
+        note = f"{len(tokens):,} tokens in {len(files)} files; {len(skipped)} lines skipped"
+        console.print(note, highlight=False)
+        return tokenizer, SpanCorruption(tokens, tokenizer, config.batch, data, seed), []
+    pairs = make_pair_source(data, seed)
+    for note in pairs.notes:
+        console.print(note, highlight=False)
+    tokenizer = build_tokenizer(config, saved, training_texts(pairs, seed), say)
+    say("tokenising the data")
+    source = TokenizedPairs(pairs, tokenizer, config.batch, data.bad_rows)
+    items = source.source.evaluation_items(config.evaluation.instances_per_task)
+    return tokenizer, source, items
 
 
-def build_tokenizer(config: Config, texts: Iterable[str]) -> Tokenizer:
-    """The one that an earlier start of this run saved, else the config's. Saves it in the run."""
-    saved = config.run_directory / "tokenizer"
+def build_tokenizer(
+    config: Config, saved: Config | None, texts: Iterable[str], say: Callable[[str], None]
+) -> Tokenizer:
+    """The one that the run's checkpoint was trained with, else the config's, which is then saved
+    in the run directory."""
+    folder = config.run_directory / "tokenizer"
     settings = config.tokenizer
-    if saved.is_dir():
-        settings = dataclasses.replace(settings, path=str(saved))
+    if saved is not None and folder.is_dir():
+        return make_tokenizer(dataclasses.replace(settings, path=str(folder)))
+    if settings.kind == "sentencepiece" and not settings.path:
+        say("learning a vocabulary")
     tokenizer = make_tokenizer(settings, texts)
-    tokenizer.save(saved)
+    tokenizer.save(folder)
     return tokenizer
 
 
-def build_architecture(config: Config, tokenizer: Tokenizer) -> tuple[Config, Any]:
+def build_architecture(
+    config: Config, saved: Config | None, tokenizer: Tokenizer
+) -> tuple[Config, Any]:
     """(config with the architecture that is really used, pretrained parameters or None)."""
     pretrained = None
-    if config.model.init_from:
+    if config.model.init_from and saved is not None:
+        # The pretrained weights have done their part, and may be gone.
+        chosen = ("init_from", "dropout_rate", "compute_dtype", "remat", "scan_unroll")
+        kept = {name: getattr(config.model, name) for name in chosen}
+        config = validate(
+            dataclasses.replace(config, model=dataclasses.replace(saved.model, **kept))
+        )
+    elif config.model.init_from:
         model, pretrained = huggingface.load(config.model.init_from, config.model)
         config = validate(dataclasses.replace(config, model=model))
     if tokenizer.vocabulary_size > config.model.vocabulary_size:
@@ -176,6 +196,31 @@ def build_architecture(config: Config, tokenizer: Tokenizer) -> tuple[Config, An
             f"{tokenizer.vocabulary_size} ids; the embedding needs at least as many rows"
         )
     return config, pretrained
+
+
+def described_state(model: T5, optimizer: Any, config: Config, mesh: jax.sharding.Mesh) -> Any:
+    """Shapes, dtypes and shardings of the state, for a checkpoint to be restored into."""
+    return jax.tree.map(
+        lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
+        abstract_state(model, optimizer, config),
+        state_shardings(model, optimizer, config, mesh),
+    )
+
+
+def open_pipeline(source: Any, config: Config, position: dict[str, int] | None) -> BatchPipeline:
+    """This host's batches from `position` on, or from the start. Raises ConfigError."""
+    try:
+        return BatchPipeline(
+            source,
+            config.batch,
+            config.seed,
+            host_index=jax.process_index(),
+            host_count=jax.process_count(),
+            decoder_start_token_id=config.model.decoder_start_token_id,
+            start_state=position,
+        )
+    except ValueError as error:  # another order of data than the checkpoint's, or uneven shards
+        raise ConfigError(str(error)) from error
 
 
 class Evaluation:
@@ -203,12 +248,14 @@ class Evaluation:
 def describe_run(config: Config, state, mesh, sets: int, questions: int, console: Console) -> None:
     count = sum(array.size for array in jax.tree.leaves(state.params))
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
-    console.print(
-        f"{count / 1e6:.1f} M parameters on {mesh.size} {jax.devices()[0].platform} device(s)"
-        + (f" ({axes})" if axes else "")
-        + f", {sets:,} sets a epoch, {questions:,} held-out questions",
-        highlight=False,
-    )
+    kind = jax.devices()[0].platform.upper()
+    facts = [
+        f"{count / 1e6:.1f} M parameters on {mesh.size} {kind} device" + "s" * (mesh.size > 1),
+        f"{sets:,} {'windows' if config.data.source == 'text' else 'sets'} an epoch",
+        f"{questions:,} questions held out",
+    ]
+    facts[0] += f" ({axes})" if axes else ""
+    console.print("; ".join(facts if questions else facts[:2]), highlight=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -216,9 +263,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True, highlight=False, markup=False)
     try:
         return run(load(sys.argv[1:] if arguments is None else arguments), console)
-    except (ConfigError, DataError, CheckpointError, DivergedError) as error:
+    except (
+        ConfigError,
+        DataError,
+        PackingError,
+        CheckpointError,
+        huggingface.CheckpointError,
+        DivergedError,
+        OSError,  # a folder that cannot be written, a full disk, a file that is gone
+    ) as error:
         errors.print(str(error), style="red", soft_wrap=True)
         return 1
+    except KeyboardInterrupt:
+        errors.print("Interrupted. What was saved before is whole; the same command goes on.")
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coin_jax.config import ObjectiveConfig
+from coin_jax.config import ConfigError, ObjectiveConfig
 from coin_jax.objective.coin import CoIN
 from coin_jax.objective.cross_entropy import head_cross_entropy
 from coin_jax.objective.method import Batch, Method
@@ -16,10 +16,10 @@ METHODS: dict[str, type[Method]] = {
 
 
 def make_method(config: ObjectiveConfig) -> Method:
-    """The method that `config.method` names. Raises ValueError with the known names."""
+    """The method that `config.method` names. Raises ConfigError with the known names."""
     if config.method not in METHODS:
-        raise ValueError(
-            f"objective.method = {config.method!r}: the registry has {', '.join(METHODS)}."
+        raise ConfigError(
+            f"objective.method = {config.method!r}: must be one of {', '.join(METHODS)}"
         )
     return METHODS[config.method](config)
 

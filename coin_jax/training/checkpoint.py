@@ -5,6 +5,7 @@
     RUN/checkpoints/STEP/state    TrainState
     RUN/checkpoints/STEP/data     the data position, a few integers
     RUN/checkpoints/STEP/config   the config that the state was trained with
+    RUN/checkpoints/STEP/unlogged sums of the metrics since the last record in metrics.jsonl
 
 Where a run goes on from, in this order: the newest checkpoint of its own directory; else
 `model.init_from`; else random weights.
@@ -30,6 +31,17 @@ from coin_jax.training.state import TrainState
 
 class CheckpointError(RuntimeError):
     """A checkpoint that is not there, or does not fit what is to be restored from it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint holds."""
+
+    state: TrainState
+    data_position: dict[str, int]
+    unlogged: dict[str, float]
+    changed: list[str]
+    """`field: old -> new` of the fields that were other when it was written."""
 
 
 class Checkpoints:
@@ -61,15 +73,29 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
+    def saved_config(self) -> Config | None:
+        """The config of the newest checkpoint; None where there is none."""
+        step = self.latest_step
+        if step is None:
+            return None
+        saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
+        try:
+            where = f"{self.directory}/{step}/config"
+            return from_json(json.dumps(saved["config"]), where)
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from error
+
     def save(
         self,
         state: TrainState,
         data_position: Mapping[str, int],
         config: Config,
         metrics: Mapping[str, float] | None = None,
+        unlogged: Mapping[str, float] | None = None,
     ) -> None:
         """Begins to write `state`, which may be donated as soon as this returns.
 
+        unlogged: sums that the loop goes on with, so that its next record is the same.
         metrics: of the evaluation at this step; with keep_best its `best_metric` decides.
         Raises CheckpointError if that metric is not among them.
         """
@@ -87,14 +113,13 @@ class Checkpoints:
                 state=ocp.args.StandardSave(state),
                 data=ocp.args.JsonSave(dict(data_position)),
                 config=ocp.args.JsonSave(dataclasses.asdict(config)),
+                unlogged=ocp.args.JsonSave(dict(unlogged or {})),
             ),
             metrics={name: float(value) for name, value in metrics.items()} if metrics else None,
         )
 
-    def restore(
-        self, abstract_state: TrainState, config: Config
-    ) -> tuple[TrainState, dict[str, int], list[str]]:
-        """The newest checkpoint: (state, data position, fields that changed since it was written).
+    def restore(self, abstract_state: TrainState, config: Config) -> Restored:
+        """The newest checkpoint.
 
         abstract_state: ShapeDtypeStructs with the shardings that the state is to have; the mesh may
         be another one than the state was written from.
@@ -103,22 +128,24 @@ class Checkpoints:
         step = self.latest_step
         if step is None:
             raise CheckpointError(f"There is no checkpoint in {self.directory}.")
-        saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
-        before = from_json(json.dumps(saved["config"]), where=f"{self.directory}/{step}/config")
+        before = self.saved_config()
         changed = differences(before, config)
-        if fatal := [line for line in changed if line.startswith(_SHAPING)]:
+        if fatal := [line for line in changed if _decides_arrays(line, before, config)]:
             raise CheckpointError(
-                f"{self.directory}/{step} holds another model or optimizer than this config:\n  "
+                f"{self.directory}/{step} holds another model, tokenizer or optimizer than this "
+                "config:\n  "
                 + "\n  ".join(fatal)
                 + "\nUse the old values, or another --name or --output for a new run."
             )
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()
+                state=ocp.args.StandardRestore(abstract_state),
+                data=ocp.args.JsonRestore(),
+                unlogged=ocp.args.JsonRestore(),
             ),
         )
-        return restored["state"], restored["data"], changed
+        return Restored(restored["state"], restored["data"], restored["unlogged"], changed)
 
     def wait(self) -> None:
         """Returns once all that was begun is on disk."""
@@ -132,8 +159,10 @@ class Checkpoints:
         self._manager.close()
 
 
-# Fields that decide which arrays a state holds. The others may change between two starts.
+# Fields that decide which arrays a state holds, or what they mean. The others may change between
+# two starts.
 _SHAPING = (
+    "tokenizer.",
     "model.vocabulary_size",
     "model.d_",
     "model.num_",
@@ -141,8 +170,19 @@ _SHAPING = (
     "model.relative_bias_every_layer",
     "model.feed_forward",
     "model.tie_word_embeddings",
+    "model.scale_decoder_outputs",
     "optimizer.name",
 )
+# Of these it matters only whether they are 0.
+_SWITCHES = ("ema_decay", "clip_norm", "weight_decay")
+
+
+def _decides_arrays(line: str, before: Config, now: Config) -> bool:
+    return line.startswith(_SHAPING) or any(
+        line.startswith(f"optimizer.{name}:")
+        and bool(getattr(before.optimizer, name)) != bool(getattr(now.optimizer, name))
+        for name in _SWITCHES
+    )
 
 
 def differences(before: Config, now: Config) -> list[str]:

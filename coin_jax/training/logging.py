@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
@@ -11,11 +14,22 @@ from typing import Any
 from coin_jax.config import Config, ConfigError
 
 
+def check_writers(config: Config) -> None:
+    """Raises ConfigError where a run would log to what is not installed."""
+    if config.training.wandb_project and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            f"training.wandb_project = {config.training.wandb_project!r}: Weights & Biases is not "
+            "installed; pip install wandb, or leave the field empty"
+        )
+
+
 class MetricLog:
     """Writes records of metrics. A context manager.
 
     RUN/metrics.jsonl has a line a record: {"step": .., name: value, ..}. A run that goes on from
     step N drops the lines after N first: they will be written again.
+
+    Raises OSError, with the file's name, where the folder cannot be written or is full.
     """
 
     def __init__(self, run_directory: pathlib.Path, config: Config, start_step: int):
@@ -32,8 +46,11 @@ class MetricLog:
             self._wandb = _wandb_run(run_directory, config)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
+        except OSError as error:  # a full disk, which does not know whose write it refused
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         if self._tensorboard is not None:
             import tensorflow
 
@@ -47,7 +64,8 @@ class MetricLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # the rest of a write that has already been refused
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:
@@ -69,21 +87,13 @@ def _tensorboard_writer(folder: pathlib.Path, start_step: int) -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow
 
-    # TensorBoard drops what an earlier writer logged from this step on, as metrics.jsonl does.
-    writer = tensorflow.summary.create_file_writer(str(folder), filename_suffix=f".{start_step}")
-    return writer
+    # After a crash TensorBoard shows the steps since the last checkpoint twice; it cannot forget.
+    return tensorflow.summary.create_file_writer(str(folder), filename_suffix=f".{start_step}")
 
 
 def _wandb_run(run_directory: pathlib.Path, config: Config) -> Any:
-    import dataclasses
+    import wandb
 
-    try:
-        import wandb
-    except ImportError as error:
-        raise ConfigError(
-            f"training.wandb_project = {config.training.wandb_project!r}: Weights & Biases is not "
-            "installed; pip install wandb, or leave the field empty"
-        ) from error
     return wandb.init(
         project=config.training.wandb_project,
         name=config.name,

@@ -64,22 +64,27 @@ def train(
     log: MetricLog,
     throughput: Throughput,
     console: Console,
+    unlogged: Mapping[str, float] | None = None,
 ) -> Ending:
     """Runs `train_step` up to config.training.steps and returns how that ended.
 
     place: a host's numpy batch -> global arrays. evaluate: None where nothing is held out.
+    unlogged: from the checkpoint that `state` comes from.
     Raises DivergedError, and what reading the data raises; the last checkpoint is whole by then.
     """
     last = config.training.steps
     step = int(state.step)
     pending: tuple[int, dict, dict] | None = None
-    window: list[dict[str, float]] = []
+    sums = dict(unlogged or {})  # of the metrics since the last record, and how many `steps`
     saved_at = checkpoints.latest_step
     # A run that goes on has evaluated its first step before it stopped; a finished one shows again.
     start_step, evaluated_at = step, step if 0 < step < last else None
     evaluated: Mapping[str, float] | None = None
 
-    with _stop_requests() as requests, ProgressDisplay(console, step, last) as display:
+    with (
+        ProgressDisplay(console, step, last) as display,
+        _stop_requests(display.stopping) as requests,
+    ):
 
         def settle() -> None:
             """Fetches the metrics of the step before, while the device works on the next one."""
@@ -91,11 +96,12 @@ def train(
             metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
             if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
                 raise _diverged(config.run_directory, number, metrics, batch)
-            window.append(metrics)
             throughput.add(metrics)
+            for name, value in (metrics | {"steps": 1}).items():
+                sums[name] = sums.get(name, 0) + value
             if number % config.training.log_every == 0 or number == last:
-                mean = {name: float(np.mean([m[name] for m in window])) for name in metrics}
-                window.clear()
+                mean = {name: sums[name] / sums["steps"] for name in metrics}
+                sums.clear()
                 record = mean | throughput.rates()
                 log.write(number, {f"train/{name}": value for name, value in record.items()})
                 display.show(number, record)
@@ -119,7 +125,7 @@ def train(
                 settle()  # a state that diverged is not worth keeping
                 start = time.perf_counter()
                 fresh = evaluated if evaluated_at == step else None
-                checkpoints.save(state, batches.state(), config, fresh)
+                checkpoints.save(state, batches.state(), config, fresh, sums)
                 throughput.pause(time.perf_counter() - start)
                 saved_at = step
             if step >= last or stopping:
@@ -130,6 +136,8 @@ def train(
             placed = place(batch)
             with jax.transfer_guard("disallow"):
                 state, metrics = train_step(state, placed)
+            if step == start_step:
+                throughput.restart()  # the first call compiled
             step += 1
             settle()
             pending = (step, metrics, batch)
@@ -145,14 +153,18 @@ def is_due(step: int, every: int, last: int) -> bool:
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """A list to which SIGINT and SIGTERM are appended. A second one acts as it always does."""
+def _stop_requests(notice: Callable[[], None]) -> Iterator[list[int]]:
+    """A list to which SIGINT and SIGTERM are appended; calls `notice` at the first.
+
+    A second signal of the same kind acts as it always does.
+    """
     requests: list[int] = []
     before: dict[int, Any] = {}
 
     def note(number: int, _frame: Any) -> None:
         requests.append(number)
         signal.signal(number, before[number])
+        notice()
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,9 +15,19 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 15.0
 """Where the output is no terminal, such as a log file."""
+
+
+class _Bar(Progress):
+    """The numbers stand in a line of their own: neither they nor the bar are cut at 80 columns."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            yield Text("  " + task.fields["numbers"], no_wrap=True, overflow="ellipsis")
 
 
 class ProgressDisplay:
@@ -26,24 +36,31 @@ class ProgressDisplay:
     def __init__(self, console: Console, start: int, last: int):
         self._console, self._last = console, last
         self._live = console.is_terminal
-        self._progress = Progress(
+        self._progress = _Bar(
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("[dim]elapsed"),
             TimeRemainingColumn(),
+            TextColumn("[dim]left"),
             console=console,
             disable=not self._live,
+            expand=True,
         )
         self._task = self._progress.add_task(
-            "training", total=last, completed=start, numbers="compiling"
+            "training", total=last, completed=start, numbers="compiling the training step"
         )
-        self._started, self._first = time.monotonic(), start
+        self._first = start
+        self._started: float | None = None
         self._next_line = 0.0
+        self._is_stopping = False
 
     def advance(self, step: int) -> None:
+        if self._started is None:  # compilation says nothing about the time left
+            self._started, self._first = time.monotonic(), step
+            if self._live and self._progress.tasks[0].fields["numbers"].startswith("compiling"):
+                self._progress.update(self._task, numbers="")
         self._progress.update(self._task, completed=step)
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -52,10 +69,11 @@ class ProgressDisplay:
         now = time.monotonic()
         if not self._live and (now >= self._next_line or step == self._last):
             self._next_line = now + SECONDS_BETWEEN_LINES
-            left = (now - self._started) / max(step - self._first, 1) * (self._last - step)
-            self._console.print(
-                f"step {step}/{self._last}  {describe(metrics)}  {left:.0f} s left", highlight=False
-            )
+            line = f"step {step}/{self._last}  {describe(metrics)}"
+            if self._started is not None and step > self._first:
+                left = (now - self._started) / (step - self._first) * (self._last - step)
+                line += f"  {left:.0f} s left"
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def note_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         parts = [
@@ -68,6 +86,11 @@ class ProgressDisplay:
                 f"step {step}: accuracy on wordings " + ", ".join(parts), highlight=False
             )
 
+    def stopping(self) -> None:
+        """Says that the step at hand is the last one. Prints nothing: signal handlers call it."""
+        self._is_stopping = True
+        self._progress.update(self._task, description="stopping")
+
     @contextlib.contextmanager
     def doing(self, what: str) -> Iterator[None]:
         """Shows another word while something else than training goes on."""
@@ -75,7 +98,8 @@ class ProgressDisplay:
         try:
             yield
         finally:
-            self._progress.update(self._task, description="training")
+            after = "stopping" if self._is_stopping else "training"
+            self._progress.update(self._task, description=after)
 
     def __enter__(self) -> ProgressDisplay:
         self._progress.start()
@@ -86,9 +110,14 @@ class ProgressDisplay:
 
 
 def describe(metrics: Mapping[str, float]) -> str:
-    """The loss parts and the speed, in one short line."""
-    parts = [f"generation {metrics['generation_loss']:.3f}"]
+    """The loss parts, how many target tokens are right, and the speed, in one short line."""
     if "contrastive_loss" in metrics:
-        parts.append(f"contrastive {metrics['contrastive_loss']:.3f}")
+        parts = [
+            f"generation {metrics['generation_loss']:.3f}",
+            f"contrastive {metrics['contrastive_loss']:.3f}",
+        ]
+    else:
+        parts = [f"loss {metrics['loss']:.3f}"]
+    parts.append(f"token accuracy {metrics['token_accuracy']:.0%}")
     parts.append(f"{metrics['tokens_per_second']:,.0f} tokens/s")
     return "  ".join(parts)

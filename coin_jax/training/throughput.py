@@ -33,7 +33,8 @@ def peak_flops(dtype: str) -> tuple[float, str]:
     for name in sorted(PEAK_FLOPS, key=len, reverse=True):
         if kind.startswith(name):
             return PEAK_FLOPS[name], f"{name}, data sheet, bfloat16"
-    size = 1024
+    # Large enough that an accelerator's launches cost nothing, small enough for a few cores.
+    size = 1024 if jax.default_backend() == "cpu" else 8192
     square = jnp.ones((size, size), dtype)
     multiply = jax.jit(lambda a, b: a @ b)
     multiply(square, square).block_until_ready()
@@ -61,6 +62,10 @@ class Throughput:
         self._pairs += metrics.get("pairs", 0.0)
         self._flops += metrics["model_flops"]
         self._steps += 1
+
+    def restart(self) -> None:
+        """Begins the time here, as after compilation."""
+        self._start = time.perf_counter()
 
     def pause(self, seconds: float) -> None:
         """Leaves out `seconds` that went into something else than steps."""
