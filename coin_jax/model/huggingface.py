@@ -249,13 +249,13 @@ class TensorFiles:
             files = [folder / "model.safetensors"]
         absent = [file.name for file in files if not file.is_file()]
         if absent:
-            pickles = sorted(file.name for file in folder.glob("*.bin"))
-            remedy = (
-                f" It has {pickles[0]}, a pickle, which is never read: load it once with "
-                "transformers and save_pretrained() it, which writes safetensors."
-            )
-            missing = ", ".join(absent)
-            raise CheckpointError(f"{folder} has no {missing}.{remedy if pickles else ''}")
+            message = f"{folder} has no {', '.join(absent)}."
+            for pickle in sorted(folder.glob("*.bin"))[:1]:
+                message += (
+                    f" It has {pickle.name}, a pickle, which is never read: load it once with "
+                    "transformers and save_pretrained() it, which writes safetensors."
+                )
+            raise CheckpointError(message)
         opened = [safe_open(file, framework="numpy") for file in files]
         self.where = {name: (file, name) for file in opened for name in file.keys()}  # noqa: SIM118
 
@@ -362,7 +362,13 @@ def save(
     count = len(shards)
     files = ["model.safetensors"]
     index_file = folder / "model.safetensors.index.json"
-    index_file.unlink(missing_ok=True)
+    # What an earlier save left would be read instead of, or lie beside, what is written now.
+    for old in (
+        index_file,
+        *folder.glob("model.safetensors"),
+        *folder.glob("model-*-of-*.safetensors"),
+    ):
+        old.unlink(missing_ok=True)
     if count > 1:
         files = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
         where = {
