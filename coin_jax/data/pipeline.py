@@ -59,7 +59,8 @@ class BatchPipeline:
       start_state: what `state` returned; it must cover this host's shards.
       gather: an int32 array of this host -> those of all hosts, in order, for `state`.
 
-    Raises: ConfigError where shards do not divide the rows or hosts the shards; DataError where
+    Raises: ConfigError where the window is too large, shards do not divide the rows or hosts the
+      shards; DataError where
       `start_state` is of another order of data.
     """
 
