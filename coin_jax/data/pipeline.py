@@ -60,8 +60,7 @@ class BatchPipeline:
       gather: an int32 array of this host -> those of all hosts, in order, for `state`.
 
     Raises: ConfigError where the window is too large, shards do not divide the rows or hosts the
-      shards; DataError where
-      `start_state` is of another order of data.
+      shards; DataError where `start_state` is of another order of data.
     """
 
     def __init__(
