@@ -9,7 +9,7 @@ Three ways of asking the same questions of the same model, in one run after comp
     one call                        prompts batched and sorted by length as well
     generation, one call a prompt   what comparing generated answers costs, greedy
 
-Prompt lengths are log-normal with median 70, cut at 256, like FLAN's.
+Prompt lengths are log-normal with median 70 like FLAN's, cut at 128; answers have a token a word.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import jax
 import numpy as np
 
 from coin_jax.config import ModelConfig
-from coin_jax.data.tokenizer import ByteTokenizer
 from coin_jax.model.t5 import T5
 from coin_jax.predictor import Predictor
 
@@ -29,18 +28,38 @@ SMALL = ModelConfig(num_layers=6, num_decoder_layers=6)
 ANSWERS = ["yes", "no", "maybe", "it is not possible to tell"]
 
 
+class WordTokenizer:
+    """A token a word, numbered in the order in which words come. Prompts come as ids."""
+
+    vocabulary_size = SMALL.vocabulary_size
+    pad_id, eos_id = 0, 1
+    sentinel_ids = ()
+
+    def __init__(self):
+        self._ids: dict[str, int] = {}
+
+    def encode(self, text: str) -> list[int]:
+        return [self._ids.setdefault(word, 3 + len(self._ids)) for word in text.split()]
+
+    def encode_batch(self, texts) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids) -> str:
+        return " ".join(map(str, ids))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=16)
     arguments = parser.parse_args()
 
     rng = np.random.default_rng(0)
-    lengths = np.exp(rng.normal(np.log(70), 0.6, arguments.prompts)).clip(8, 256).astype(int)
-    prompts = [[*rng.integers(3, 380, length - 1).tolist(), 1] for length in lengths]
+    lengths = np.exp(rng.normal(np.log(70), 0.6, arguments.prompts)).clip(8, 128).astype(int)
+    prompts = [[*rng.integers(3, 32000, length - 1).tolist(), 1] for length in lengths]
     model = T5(SMALL)
     params = jax.jit(model.init)(jax.random.key(0))
-    predictor = Predictor(model, params, ByteTokenizer(), batch_size=arguments.batch_size)
+    predictor = Predictor(model, params, WordTokenizer(), batch_size=arguments.batch_size)
     print(
         f"{len(prompts)} prompts of {lengths.mean():.0f} tokens on average x {len(ANSWERS)} "
         f"answers; T5-small shape, {jax.devices()[0].device_kind}, float32"

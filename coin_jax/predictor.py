@@ -81,7 +81,7 @@ class Predictor:
 
         `settings` as for the constructor. ValueError where there is none, with what was looked for.
         """
-        folder = pathlib.Path(checkpoint)
+        folder = pathlib.Path(checkpoint).expanduser()
         if folder.is_dir() and not _is_huggingface(folder):
             from coin_jax.training.checkpoint import CheckpointError, load_parameters
 
