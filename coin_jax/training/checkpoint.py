@@ -5,6 +5,7 @@
     RUN/checkpoints/STEP/state    TrainState
     RUN/checkpoints/STEP/data     the data position, a few integers
     RUN/checkpoints/STEP/config   the config that the state was trained with
+    RUN/checkpoints/STEP/metrics  of the evaluation at that step, if there was one
     RUN/checkpoints/STEP/unlogged sums of the metrics since the last record in metrics.jsonl
 
 Where a run goes on from, in this order: the newest checkpoint of its own directory; else
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -49,10 +51,12 @@ class Checkpoints:
 
     def __init__(self, run_directory: pathlib.Path, config: CheckpointConfig):
         keep = [preservation_policy.LatestN(config.keep_last)]
+        # Of a checkpoint from before `best_metric` was set to what it is now.
+        unknown = -math.inf if config.best_is_highest else math.inf
         if config.keep_best:
             keep.append(
                 preservation_policy.BestN(
-                    get_metric_fn=lambda metrics: metrics[config.best_metric],
+                    get_metric_fn=lambda metrics: metrics.get(config.best_metric, unknown),
                     # Orbax keeps the end of the ascending order; reversed, that is the smallest.
                     reverse=not config.best_is_highest,
                     n=1,
@@ -107,16 +111,18 @@ class Checkpoints:
                 f"checkpoint.best_metric = {self._best_metric!r} is not measured; there is "
                 + ", ".join(sorted(metrics))
             )
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                data=ocp.args.JsonSave(dict(data_position)),
-                config=ocp.args.JsonSave(dataclasses.asdict(config)),
-                unlogged=ocp.args.JsonSave(dict(unlogged or {})),
-            ),
-            metrics={name: float(value) for name, value in metrics.items()} if metrics else None,
-        )
+        items = {
+            "state": ocp.args.StandardSave(state),
+            "data": ocp.args.JsonSave(dict(data_position)),
+            "config": ocp.args.JsonSave(dataclasses.asdict(config)),
+            "unlogged": ocp.args.JsonSave(dict(unlogged or {})),
+        }
+        if metrics:
+            metrics = {name: float(value) for name, value in metrics.items()}
+            # Where Orbax looks when the run goes on; it writes this itself only for a `best_fn`,
+            # and then complains about every checkpoint without metrics.
+            items["metrics"] = ocp.args.JsonSave(metrics)
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics or None)
 
     def restore(self, abstract_state: TrainState, config: Config) -> Restored:
         """The newest checkpoint.
