@@ -354,9 +354,9 @@ def test_adamw_learns_a_batch_by_heart():
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
 
 
-def test_adafactor_learns_a_batch_in_bfloat16_with_dropout_and_remat():
+def test_adafactor_learns_a_batch_in_bfloat16_with_dropout():
     config = change(
-        model={"compute_dtype": "bfloat16", "dropout_rate": 0.1, "remat": "full"},
+        model={"compute_dtype": "bfloat16", "dropout_rate": 0.1},
         optimizer={"name": "adafactor", "learning_rate": 0.05, "ema_decay": 0.9},
     )
     state, history = train(config, steps=30, batches=the_same)
