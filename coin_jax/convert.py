@@ -34,18 +34,22 @@ class Arguments:
 def convert(arguments: Arguments) -> None:
     """Loads the weights from wherever they are, and saves them."""
     if is_run(arguments.source):
-        from coin_jax.training.checkpoint import load_parameters
+        from coin_jax.training.checkpoint import CheckpointError, load_parameters
 
-        run_config, params = load_parameters(arguments.source)
+        try:
+            run_config, params = load_parameters(arguments.source)
+        except CheckpointError as error:
+            raise huggingface.CheckpointError(str(error)) from error
         config = run_config.model
-        tokenizer = config.init_from or run_config.tokenizer.path
+        # RUN, or RUN/checkpoints/STEP.
+        folder = pathlib.Path(arguments.source).absolute()
+        run = folder if (folder / "tokenizer").is_dir() else folder.parents[1]
+        tokenizer = run / "tokenizer"
     else:
-        tokenizer = str(huggingface.find(arguments.source))
+        tokenizer = huggingface.find(arguments.source)
         config, params = huggingface.load(tokenizer)
     tokenizer = arguments.tokenizer_from or tokenizer
-    huggingface.save(
-        arguments.to, config, params, tokenizer_from=tokenizer or None, dtype=arguments.dtype
-    )
+    huggingface.save(arguments.to, config, params, tokenizer_from=tokenizer, dtype=arguments.dtype)
 
 
 def is_run(source: str) -> bool:
