@@ -105,7 +105,7 @@ def shapes(case: Case) -> dict[str, tuple[int, ...]]:
 
 
 def weights(case: Case) -> dict[str, np.ndarray]:
-    """Float32, drawn in the order of the names; large enough that every part matters."""
+    """Float32, drawn in the order of the names; of the size of trained ones."""
     random = np.random.default_rng(case.seed)
     drawn = {}
     for name, shape in sorted(shapes(case).items()):
@@ -113,7 +113,7 @@ def weights(case: Case) -> dict[str, np.ndarray]:
         if "norm" in name:
             values = 1.0 + 0.2 * values
         elif "relative" not in name and name != "shared.weight":
-            values *= 1.3 * shape[1] ** -0.5 * (0.5 if ".q." in name else 1.0)
+            values *= shape[1] ** -0.5 * (0.4 if ".q." in name else 1.0)
         drawn[name] = values.astype(np.float32)
     return drawn
 
