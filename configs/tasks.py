@@ -8,7 +8,19 @@ rows {"task", "inputs", "label"}; FOLDER/templates/flan.json holds the templates
 
 import pathlib
 
-from coin_jax.config import Config, ConfigError, DataConfig, TaskConfig, TokenizerConfig
+from coin_jax.config import (
+    BatchConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TaskConfig,
+    TokenizerConfig,
+    TrainingConfig,
+)
 
 YES_NO = {"entailment": "yes", "not_entailment": "no"}
 SAME = {"not_equivalent": "no", "equivalent": "yes"}
@@ -55,7 +67,22 @@ def get_config(arg: str = "") -> Config:
     own_templates = pathlib.Path(__file__).parent / "templates" / "subjectivity.json"
     return Config(
         name="tasks",
+        model=ModelConfig(
+            vocabulary_size=4224,
+            d_model=128,
+            d_kv=32,
+            d_ff=256,
+            num_heads=4,
+            num_layers=2,
+            num_decoder_layers=2,
+            dropout_rate=0.1,
+        ),
         tokenizer=TokenizerConfig(kind="sentencepiece", vocabulary_size=4000),
+        batch=BatchConfig(rows=16, encoder_length=128, decoder_length=24, segments_per_row=4),
+        objective=ObjectiveConfig(method="coin", pooling="decoder_first", contrastive_weight=10.0),
+        optimizer=OptimizerConfig(name="adafactor", learning_rate=0.02, warmup_steps=100),
+        evaluation=EvaluationConfig(every=500, instances_per_task=100),
+        training=TrainingConfig(steps=1500, log_every=20),
         data=DataConfig(
             source="tasks",
             bad_rows="skip",  # three of the published rows are empty
