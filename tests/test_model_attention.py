@@ -92,3 +92,21 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean(implementation):
     assert np.mean(dropped == 0.0) == pytest.approx(0.1, abs=0.003)
     assert np.max(dropped) == pytest.approx(1 / 0.9, rel=1e-4)
     assert np.mean(dropped) == pytest.approx(1.0, abs=0.003)
+
+
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
+def test_dropout_masks_of_neighbours_and_of_other_keys_are_unrelated(implementation):
+    raw = [jax.random.key(seed, impl=implementation) for seed in range(3)]
+    keys = [*raw, *jax.random.split(raw[0], 3)]
+    masks = np.stack([np.asarray(dropout(jnp.ones((256, 512)), 0.5, key)) > 0 for key in keys])
+    signs = np.where(masks, 1.0, -1.0).reshape(len(keys), -1)
+    count = signs.shape[1]
+    # Sums of `count` independent signs have a standard deviation of sqrt(count).
+    between_keys = signs @ signs.T / np.sqrt(count)
+    assert np.max(np.abs(np.triu(between_keys, 1))) < 4
+    for lag in (1, 2, 3, 4, 8, 16, 511, 512, 513, 1024):
+        related = np.sum(signs[:, lag:] * signs[:, :-lag], axis=1) / np.sqrt(count - lag)
+        assert np.max(np.abs(related)) < 4, lag
+    # Shares of rows and columns scatter as a coin's do.
+    assert np.var(masks.mean(axis=1)) == pytest.approx(0.25 / 256, rel=0.15)
+    assert np.var(masks.mean(axis=2)) == pytest.approx(0.25 / 512, rel=0.15)

@@ -147,10 +147,10 @@ def _evaluate(options: _Options, hidden, kernel_DxV, targets, weights, *, with_g
             d_logits_XxCxV = constrain(d_logits_XxCxV, "batch", None, "vocab")
             written["d_hidden"] = jnp.einsum("xcv,dv->xcd", d_logits_XxCxV, work_kernel_DxV)
             # Summed over the shards once, after the loop.
-            d_kernel_XxVxD = carry["d_kernel"] + jnp.einsum(
-                "xcv,xcd->xvd", d_logits_XxCxV, hidden_XxCxD, preferred_element_type=jnp.float32
+            d_kernel_XxDxV = carry["d_kernel"] + jnp.einsum(
+                "xcd,xcv->xdv", hidden_XxCxD, d_logits_XxCxV, preferred_element_type=jnp.float32
             )
-            carry = carry | {"d_kernel": constrain(d_kernel_XxVxD, "batch", "vocab", None)}
+            carry = carry | {"d_kernel": constrain(d_kernel_XxDxV, "batch", None, "vocab")}
         return carry | {
             name: jax.lax.dynamic_update_slice_in_dim(carry[name], part, index * C, axis=1)
             for name, part in written.items()
@@ -166,7 +166,7 @@ def _evaluate(options: _Options, hidden, kernel_DxV, targets, weights, *, with_g
     if with_gradients:
         carry["d_hidden"] = jnp.zeros((X, M, D), hidden.dtype)
         carry["d_kernel"] = constrain(
-            jnp.zeros((X, *kernel_DxV.shape[::-1]), jnp.float32), "batch", "vocab", None
+            jnp.zeros((X, *kernel_DxV.shape), jnp.float32), "batch", None, "vocab"
         )
     carry = jax.lax.fori_loop(0, trips, one_chunk, carry)
 
@@ -187,7 +187,7 @@ def _evaluate(options: _Options, hidden, kernel_DxV, targets, weights, *, with_g
     }
     if not with_gradients:
         return loss, aux, None, None
-    d_kernel_DxV = constrain(carry["d_kernel"].sum(axis=0).T, "embed", "vocab")
+    d_kernel_DxV = constrain(carry["d_kernel"].sum(axis=0), "embed", "vocab")
     return loss, aux, back["d_hidden"].reshape(hidden.shape), d_kernel_DxV.astype(kernel_DxV.dtype)
 
 
