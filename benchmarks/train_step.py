@@ -232,7 +232,7 @@ class TransformersStep:
         return output.loss, output.decoder_hidden_states[-1][torch.arange(len(last)), last]
 
     def _contrastive(self, anchors, positives):
-        """Each anchor tells its positive from that of its hard negative, which stands next to it."""
+        """Each anchor tells its positive from that of its hard negative, which stands beside it."""
         functional = self._torch.nn.functional
         anchors, positives = (
             functional.normalize(x, dim=-1).reshape(-1, 2, x.shape[-1])
@@ -282,9 +282,10 @@ def report(
 ) -> None:
     pairs = statistics.mean(item.pairs for item in work)
     tokens = statistics.mean(item.tokens / item.pairs for item in work)
-    table = Table(title=f"training on {cpu()}, {pairs:.0f} pairs a batch", title_justify="left")
+    title = f"training on {cpu()}, {pairs:.0f} pairs a batch"
+    table = Table(title=title, title_justify="left")
     table.add_column("")
-    columns = ("pairs/s", "tokens/s", "s per 100 pairs", "fastest..slowest", "input padding")
+    columns = ("pairs/s", "tokens/s", "s/100 pairs", "range", "padding")
     for column in columns:
         table.add_column(column, justify="right")
     for name, step in contestants.items():
@@ -294,7 +295,7 @@ def report(
             f"{1 / middle:.2f}",
             f"{tokens / middle:,.0f}",
             f"{100 * middle:.2f}",
-            f"{100 * min(seconds[name]):.2f}..{100 * max(seconds[name]):.2f}",
+            f"{100 * min(seconds[name]):.1f}..{100 * max(seconds[name]):.1f}",
             f"{statistics.mean(map(step.padding, work)):.1%}",
         )
     console.print(table)
