@@ -94,10 +94,11 @@ class DataConfig:
     """`builtin` generated sentences; `tasks` rows and templates; `pairs` ready pairs; `text` plain
     text for span corruption."""
     files: tuple[str, ...] = ()
-    """Training files or glob patterns: JSONL rows for `tasks`; CSV, JSONL or Parquet for `pairs`;
-    .txt or .txt.gz for `text`."""
+    """Training files or glob patterns: JSONL rows for `tasks`; CSV, JSONL or Parquet for `pairs`
+    (original_instruction, paraphrased_instruction, targets, task); .txt or .txt.gz for `text`."""
     evaluation_files: tuple[str, ...] = ()
-    """Rows held out for evaluation, of the same form."""
+    """Rows held out for evaluation, of the same form. A task without any keeps 5% of its training
+    rows for it, at most 500."""
     template_files: tuple[str, ...] = ()
     """JSON {task: [{"input", "target"}]}; for source `tasks`."""
     tasks: tuple[TaskConfig, ...] = ()

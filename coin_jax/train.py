@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.experimental.multihost_utils import process_allgather
 from rich.console import Console
 
 from coin_jax.config import Config, ConfigError, validate
@@ -218,6 +219,7 @@ def open_pipeline(source: Any, config: Config, position: dict[str, int] | None) 
             host_count=jax.process_count(),
             decoder_start_token_id=config.model.decoder_start_token_id,
             start_state=position,
+            gather=process_allgather if jax.process_count() > 1 else None,
         )
     except ValueError as error:  # another order of data than the checkpoint's, or uneven shards
         raise ConfigError(str(error)) from error

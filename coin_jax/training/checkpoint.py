@@ -1,7 +1,7 @@
 """Checkpoints of a run: state, data position and config together, written by Orbax.
 
     RUN/config.json               the resolved config
-    RUN/tokenizer/                what `coin_jax.data.tokenizer.load_tokenizer` reads
+    RUN/tokenizer/                what `coin_jax.data.tokenizer.make_tokenizer` reads, as a path
     RUN/checkpoints/STEP/state    TrainState
     RUN/checkpoints/STEP/data     the data position, a few integers
     RUN/checkpoints/STEP/config   the config that the state was trained with
