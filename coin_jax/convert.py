@@ -45,6 +45,13 @@ def convert(arguments: Arguments) -> None:
         folder = pathlib.Path(arguments.source).absolute()
         run = folder if (folder / "tokenizer").is_dir() else folder.parents[1]
         tokenizer = run / "tokenizer"
+        if run_config.tokenizer.kind == "sentencepiece" and not run_config.tokenizer.path:
+            print(
+                "This run trained its own SentencePiece model, which knows line breaks. The folder "
+                "carries it for coin_jax; transformers reads it by other rules, so give "
+                "transformers ids from coin_jax.data.tokenizer rather than text.",
+                file=sys.stderr,
+            )
     else:
         tokenizer = huggingface.find(arguments.source)
         config, params = huggingface.load(tokenizer)

@@ -14,11 +14,13 @@ Where a run goes on from, in this order: the newest checkpoint of its own direct
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import logging
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -233,7 +235,8 @@ def load_parameters(path: str | pathlib.Path) -> tuple[Config, dict[str, Any]]:
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
     checkpointer = ocp.PyTreeCheckpointer()
-    tree = checkpointer.metadata((folder / "state").absolute()).item_metadata.tree
+    with _quiet_orbax():
+        tree = checkpointer.metadata((folder / "state").absolute()).item_metadata.tree
     part = "ema" if tree.get("ema") else "params"
     wanted = {part: jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree[part])}
     restored = checkpointer.restore(
@@ -245,3 +248,15 @@ def load_parameters(path: str | pathlib.Path) -> tuple[Config, dict[str, Any]]:
         ),
     )
     return config, restored[part]
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Without its warning that one item of a checkpoint has no metadata of a whole checkpoint."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -136,6 +136,8 @@ def plot_curves(metrics_path: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
             if points:
                 axis.plot(*zip(*points, strict=True), label=label, marker="o" * (len(points) < 20))
         axis.set_title(title)
+        if title == "loss parts":
+            axis.set_yscale("log")  # the parts differ by orders of magnitude
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
