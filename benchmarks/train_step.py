@@ -13,6 +13,8 @@ Both train a T5-small shape in float32 with CoIN and AdamW on the same sequences
 
 They take turns, batch by batch, so that whatever else the machine does hits both. What is compared
 is pairs per second: the ratio of the medians. Making batches is outside of the clock on both sides.
+On a busy machine torch's threads wait for each other longer than XLA's: pin the run to one core
+(`taskset -c 0 python -m ...`) and read the CPU seconds, which others' work hardly changes.
 Without torch and transformers only our own figures are shown.
 """
 
@@ -260,32 +262,43 @@ def padded(sequences: Sequence[np.ndarray], filler: int) -> np.ndarray:
     return array
 
 
-def measure(contestants: dict[str, Any], work: list[Work], rounds: int) -> dict[str, list[float]]:
-    """Seconds per pair of every turn, by contestant."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+Seconds = dict[str, list[float]]
+"""Of every turn, per pair, by contestant."""
+
+
+def measure(contestants: dict[str, Any], work: list[Work], rounds: int) -> tuple[Seconds, Seconds]:
+    """By the clock, and of CPU time in all threads."""
+    seconds: Seconds = {name: [] for name in contestants}
+    cpu_seconds: Seconds = {name: [] for name in contestants}
     for step in contestants.values():
         for item in work:
             step(item)
     for turn in track(range(rounds), "measuring", transient=True):
         item = work[turn % len(work)]
         for name, step in contestants.items():
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.process_time()
             loss = step(item)
             seconds[name].append((time.perf_counter() - began) / item.pairs)
+            cpu_seconds[name].append((time.process_time() - cpu_began) / item.pairs)
             if not np.isfinite(loss):
                 raise RuntimeError(f"{name} computed a loss of {loss}: nothing to measure")
-    return seconds
+    return seconds, cpu_seconds
 
 
 def report(
-    console: Console, options: Options, work: list[Work], contestants, seconds: dict[str, list]
+    console: Console,
+    options: Options,
+    work: list[Work],
+    contestants: dict[str, Any],
+    seconds: Seconds,
+    cpu_seconds: Seconds,
 ) -> None:
     pairs = statistics.mean(item.pairs for item in work)
     tokens = statistics.mean(item.tokens / item.pairs for item in work)
     title = f"training on {cpu()}, {pairs:.0f} pairs a batch"
     table = Table(title=title, title_justify="left")
-    table.add_column("")
-    columns = ("pairs/s", "tokens/s", "s/100 pairs", "range", "padding")
+    table.add_column("", no_wrap=True)
+    columns = ("pairs/s", "tokens/s", "s/100", "range", "CPU s/100", "padding")
     for column in columns:
         table.add_column(column, justify="right")
     for name, step in contestants.items():
@@ -296,6 +309,7 @@ def report(
             f"{tokens / middle:,.0f}",
             f"{100 * middle:.2f}",
             f"{100 * min(seconds[name]):.1f}..{100 * max(seconds[name]):.1f}",
+            f"{100 * statistics.median(cpu_seconds[name]):.1f}",
             f"{statistics.mean(map(step.padding, work)):.1%}",
         )
     console.print(table)
@@ -311,7 +325,8 @@ def report(
     console.print(
         f"T5 d 512, {options.layers}+{options.layers} layers, {options.heads} heads of 64, "
         f"gated-gelu 1024, vocabulary 32128, untied; float32, AdamW, dropout {options.dropout}, "
-        f"CoIN with hard negatives. Rows of {length}. " + versions(contestants),
+        f"CoIN with hard negatives. Rows of {length}; s/100: seconds per 100 pairs. "
+        + versions(contestants),
         style="dim",
         highlight=False,
     )
@@ -340,8 +355,7 @@ def main(options: Options) -> None:
                 contestants["transformers"] = TransformersStep(config, options)
             except ImportError as error:
                 console.print(f"Only ours, without a comparison: {error}.")
-    seconds = measure(contestants, work, options.rounds)
-    report(console, options, work, contestants, seconds)
+    report(console, options, work, contestants, *measure(contestants, work, options.rounds))
 
 
 if __name__ == "__main__":
