@@ -36,7 +36,7 @@ def get_config(arg: str = "text") -> Config:
             dropout_rate=0.0,  # as T5 1.1 was pretrained
         ),
         tokenizer=TokenizerConfig(kind="sentencepiece", vocabulary_size=8000),
-        data=DataConfig(source="text", files=(f"{arg}/*.txt", f"{arg}/*.txt.gz")),
+        data=DataConfig(source="text", files=(f"{arg}/*.txt*",)),
         batch=BatchConfig(rows=16, encoder_length=256, decoder_length=64, segments_per_row=1),
         objective=ObjectiveConfig(method="cross_entropy", z_loss=1e-4),
         optimizer=OptimizerConfig(
