@@ -71,7 +71,8 @@ class Options:
     """Answers: log-normal with median 5 and sigma 0.6, at least 2."""
     torch: bool = True
     """Measure transformers' T5 as well, where it is installed."""
-    torch_attention: Literal["sdpa", "eager"] = "sdpa"
+    torch_attention: Literal["sdpa", "eager"] = "eager"
+    """With dropout and biases, eager is the faster one on CPU."""
     threads: int = 0
     """torch's threads; 0: one for each core, what XLA takes as well."""
     seed: int = 0
