@@ -340,9 +340,9 @@ SCRIPT = """
 """
 
 
-def start_script(more=""):
+def start_script(more="", first=""):
     here = pathlib.Path(__file__).parent
-    script = textwrap.dedent(SCRIPT.format(folder=str(here))) + more
+    script = first + textwrap.dedent(SCRIPT.format(folder=str(here))) + more
     hidden = {"TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS"}
     return subprocess.Popen(
         [sys.executable, "-c", script],
@@ -368,9 +368,31 @@ def test_a_program_that_forgets_to_close_ends_cleanly_and_quietly():
 
 
 def test_ctrl_c_ends_a_program_that_waits_for_batches():
-    process = start_script("while True: next(pipeline)\n")
+    # Set by hand because a shell's background jobs are started with Ctrl-C ignored.
+    python_s_own = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    process = start_script("while True: next(pipeline)\n", first=python_s_own)
     assert process.stdout.readline() == "first batch\n"
     process.send_signal(signal.SIGINT)
     _, errors = finished(process)
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert process.returncode in (1, 130, -signal.SIGINT)
+
+
+def test_the_batch_that_was_waited_for_at_a_ctrl_c_comes_next(straight):
+    goes_on = threading.Event()
+
+    class Waiting(Source):
+        def tokenized(self, index, epoch):
+            goes_on.wait()
+            return super().tokenized(index, epoch)
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with BatchPipeline(Waiting(), SMALL, 5) as pipeline:
+        main_thread = threading.get_ident()
+        threading.Timer(0.2, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            next(pipeline)
+        signal.signal(signal.SIGINT, handler)
+        goes_on.set()
+        for expected in straight[0][:3]:
+            assert_same(next(pipeline), expected)
