@@ -1,0 +1,159 @@
+"""Where the instances of a suite's task come from: files, the built-in scenes, TFDS or the hub.
+
+TensorFlow Datasets and `datasets` are imported where a suite names them, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from coin_jax.data.builtin import ANSWERS, builtin_tasks
+from coin_jax.data.pairs import Task
+from coin_jax.data.sources import DataError, TaskRow, expand_files, read_task_rows
+
+SCENES_SEED = 0x5017E
+"""Of the built-in scenes: not a training seed, so that what keep-best watched is not what a suite
+reports."""
+
+
+class MissingDataError(DataError):
+    """None of the places of a task's data has it."""
+
+
+class Rows(NamedTuple):
+    place: str
+    """The files or the name of the data set that the rows come from."""
+    rows: list[TaskRow | DataError]
+
+
+class Reader:
+    """Reads the rows of tasks. A service that once could not be reached is not asked again.
+
+    folders: where relative file names are looked for, in order.
+    """
+
+    def __init__(self, folders: Sequence[pathlib.Path]):
+        self._folders = folders
+        self._unreachable: dict[str, str] = {}
+
+    def rows(self, task: str, places: Iterable[str], split: str, label: str) -> Rows:
+        """Rows of the first place that has the task's data.
+
+        `split` and `label`, the name of the label's column, are for TFDS and the hub.
+        Raises: MissingDataError naming what was looked for and which file to put where; DataError
+        for a place that makes no sense.
+        """
+        reasons = []
+        for place in places:
+            try:
+                return self._at(place, task, split, label)
+            except MissingDataError as reason:
+                reasons.append(f"{place}: {reason}")
+        raise MissingDataError(
+            f"no data of task {task!r} ({'; '.join(reasons)}). Put {task}.dev.jsonl with rows "
+            f'{{"task": "{task}", "inputs": {{field: text}}, "label": label}} into '
+            f"{' or '.join(map(str, self._folders))}"
+        )
+
+    def _at(self, place: str, task: str, split: str, label: str) -> Rows:
+        kind, _, name = place.partition(":")
+        if kind == "builtin":
+            return Rows(place, list(_builtin_rows(name)))
+        readers = {"tfds": _tfds_rows, "hub": _hub_rows}
+        if kind not in readers:
+            return self._local(place, task)
+        if kind in self._unreachable:
+            raise MissingDataError(self._unreachable[kind])
+        try:
+            records, names = readers[kind](name, split, label)
+        except Exception as error:  # not installed, no network, no such name: each library its own
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+            if isinstance(error, ImportError | ConnectionError):
+                self._unreachable[kind] = reason
+            raise MissingDataError(reason) from error
+        return Rows(f"{place} ({split})", list(_task_rows(place, task, records, label, names)))
+
+    def _local(self, pattern: str, task: str) -> Rows:
+        for folder in self._folders:
+            try:
+                files = expand_files([str(folder / pattern)], "data")
+            except DataError:
+                continue
+            rows = list(read_task_rows(files))
+            chosen = [row for row in rows if isinstance(row, DataError) or row.task == task]
+            if rows and not chosen:
+                others = sorted({row.task for row in rows})
+                raise DataError(
+                    f"{folder / pattern}: no row of task {task!r}; the tasks there are "
+                    f"{', '.join(map(repr, others))}"
+                )
+            return Rows(", ".join(map(str, files)), chosen)
+        raise MissingDataError("no such file")
+
+
+def _task_rows(
+    place: str, task: str, records: Iterable[Mapping[str, Any]], label: str, names: Sequence[str]
+) -> Iterator[TaskRow | DataError]:
+    """Rows of records whose label is text or a number that counts in `names`."""
+    for number, record in enumerate(records, start=1):
+        where = f"{place}, row {number}"
+        if label not in record:
+            columns = ", ".join(record)
+            yield DataError(f"{where}: no column {label!r} for the label; there are {columns}")
+            return
+        value = record[label]
+        if isinstance(value, int) and 0 <= value < len(names):
+            value = names[value]
+        texts = {key: text for key, text in record.items() if isinstance(text, str)}
+        yield TaskRow(task, texts, str(value), where)
+
+
+Records = tuple[Iterable[Mapping[str, Any]], Sequence[str]]
+"""Records of plain Python values, and the names of the labels, in order."""
+
+
+def _tfds_rows(name: str, split: str, label: str) -> Records:
+    import tensorflow_datasets
+
+    dataset, info = tensorflow_datasets.load(name, split=split, with_info=True)
+    records = (
+        {
+            key: value.decode("utf-8") if isinstance(value, bytes) else value.tolist()
+            for key, value in record.items()
+        }
+        for record in tensorflow_datasets.as_numpy(dataset)
+    )
+    return records, getattr(info.features.get(label), "names", ())
+
+
+def _hub_rows(name: str, split: str, label: str) -> Records:
+    import datasets
+
+    path, _, config = name.partition(":")
+    dataset = datasets.load_dataset(path, config or None, split=split)
+    return dataset, getattr(dataset.features.get(label), "names", ())
+
+
+def _builtin_rows(name: str) -> Iterator[TaskRow]:
+    if name not in ANSWERS:
+        raise DataError(f"builtin:{name}: the built-in tasks are {', '.join(ANSWERS)}")
+    task = _builtin()[name]
+    for number, (inputs, label) in enumerate(zip(*task.evaluation, strict=True), start=1):
+        yield TaskRow(name, dict(inputs), task.answers[label], f"builtin:{name}, scene {number}")
+
+
+@functools.cache
+def _builtin() -> dict[str, Task]:
+    return {task.name: task for task in builtin_tasks(1, SCENES_SEED)}
+
+
+def short(faults: Sequence[Any], most: int = 3) -> str:
+    """The first few of many, and how many more there are."""
+    more = len(faults) - most
+    return "; ".join(map(str, itertools.islice(faults, most))) + (
+        f"; and {more} more" if more > 0 else ""
+    )

@@ -1,0 +1,224 @@
+"""The suite file: its schema, and GLUE's tasks for files that name none. See docs/suites.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import pathlib
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any
+
+import pydantic
+
+from coin_jax.data.sources import DataError
+
+STRICT = pydantic.ConfigDict(extra="forbid")
+Count = Annotated[int, pydantic.Field(ge=1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class PerturbationRequest:
+    """A condition to be made from another by a method of coin_jax.robustness.perturb."""
+
+    __pydantic_config__ = STRICT
+
+    condition: str
+    method: str
+    of: str = ""
+    """The condition it starts from; in a file, the clean one unless another is named."""
+    copies: Count = 1
+    """Different perturbations of each prompt."""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    optional: bool = False
+    """Left out with a note, not an error, where what the method needs (a lexicon) is missing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackRequest:
+    """A condition to be searched for against the model; see coin_jax.robustness.attack."""
+
+    __pydantic_config__ = STRICT
+
+    condition: str
+    method: str
+    of: str = ""
+    instances: Count = 100
+    budget: Count = 500
+    """Prompts that may be tried on all instances, for each prompt attacked."""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _filled(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+Text = Annotated[str, pydantic.AfterValidator(_filled)]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskEntry:
+    """A task as a suite file has it."""
+
+    __pydantic_config__ = STRICT
+
+    data: Annotated[
+        list[Text],
+        pydantic.BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+        pydantic.Field(min_length=1),
+    ]
+    """One place or several, of which the first that has the data is read: a JSONL name or pattern,
+    `builtin:NAME`, `tfds:NAME`, `hub:NAME` or `hub:NAME:CONFIG`."""
+    fields: Annotated[
+        dict[str, str],
+        pydantic.BeforeValidator(
+            lambda value: (
+                dict(zip(value, value, strict=True))
+                if isinstance(value, list) and all(isinstance(name, str) for name in value)
+                else value
+            )
+        ),
+        pydantic.Field(min_length=1),
+    ]
+    """The fields of a row that prompts use; as an object, {name in the data: name in prompts}."""
+    answers: Annotated[dict[str, Text], pydantic.Field(min_length=1)]
+    """The answer to each label of the data, in the order in which options are listed. Several
+    labels may share an answer."""
+    split: str = "validation"
+    """Of TFDS and hub data sets."""
+    label: str = "label"
+    """The column with the label, in TFDS and hub data sets."""
+    content: str = ""
+    frozen: list[Text] = dataclasses.field(default_factory=list)
+    optional: bool = False
+    """Left out with a note, not an error, where its data is missing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteFile:
+    """A suite file."""
+
+    __pydantic_config__ = STRICT
+
+    prompts: Annotated[dict[str, dict[str, list[Text]]], pydantic.Field(min_length=1)]
+    """{condition: {task: [prompt, ...]}}"""
+    tasks: dict[str, TaskEntry] = dataclasses.field(default_factory=dict)
+    """What is not named here is one of `GLUE`."""
+    name: str = ""
+    description: str = ""
+    seed: int = 0
+    sample: Count | None = None
+    clean: str = ""
+    """The condition that others are compared with; the first, unless another is named."""
+    perturbations: list[PerturbationRequest] = dataclasses.field(default_factory=list)
+    attacks: list[AttackRequest] = dataclasses.field(default_factory=list)
+
+
+def _glue(
+    name: str, fields: Sequence[str], labels: Sequence[str], content: str = "", **same: str
+) -> TaskEntry:
+    config = "mnli_matched" if name == "mnli" else name
+    return TaskEntry(
+        data=[f"{name}.dev.jsonl", f"tfds:glue/{config}", f"hub:nyu-mll/glue:{config}"],
+        fields=dict(zip(fields, fields, strict=True)),
+        answers={label: label for label in labels} | same,
+        content=content,
+    )
+
+
+_SENTENCES = ("sentence1", "sentence2")
+_THREE_WAY = (("premise", "hypothesis"), ("entailment", "neutral", "contradiction"))
+_DUPLICATE = {"not_duplicate": "not_equivalent", "duplicate": "equivalent"}
+GLUE = {
+    entry[0]: _glue(*entry, **(_DUPLICATE if entry[0] == "qqp" else {}))
+    for entry in (
+        ("sst2", ("sentence",), ("negative", "positive")),
+        ("cola", ("sentence",), ("unacceptable", "acceptable")),
+        ("qqp", ("question1", "question2"), ("not_equivalent", "equivalent")),
+        ("mrpc", _SENTENCES, ("not_equivalent", "equivalent")),
+        ("mnli", *_THREE_WAY),
+        ("mnli_matched", *_THREE_WAY),
+        ("mnli_mismatched", *_THREE_WAY),
+        (
+            "qnli",
+            ("question", "sentence"),
+            ("entailment", "not_entailment"),
+            "Question: {question} Context: {sentence}",
+        ),
+        ("rte", _SENTENCES, ("entailment", "not_entailment")),
+        ("wnli", _SENTENCES, ("not_entailment", "entailment")),
+    )
+}
+"""GLUE's tasks (Wang et al. 2018) for prompt files that name no tasks, with the answers that
+PromptBench's prompts ask for."""
+NO_CLASSIFICATION = {
+    "math", "iwslt", "un_multi", "squad_v2", "mmlu", "bool_logic", "valid_parentheses",
+}  # fmt: skip
+"""Tasks of PromptBench files that have no fixed set of answers for all instances."""
+
+
+def read_suite_file(path: pathlib.Path) -> SuiteFile:
+    """Reads a suite file, or one of the shape {condition: {task: [prompt, ...]}}.
+
+    Raises: DataError with a line for each fault, naming the file and the place in it.
+    """
+    twice: list[str] = []
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        content = json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, twice))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON in UTF-8: {error}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected an object {{condition: {{task: [prompt, ...]}}}}")
+    # A condition may be called `clean`, so the values tell: settings are no objects.
+    if content.keys().isdisjoint(("prompts", "tasks")) and all(
+        isinstance(value, dict) for value in content.values()
+    ):
+        content = {"prompts": content}
+    faults = [f"{path}: {key!r} stands twice in one object" for key in twice]
+    try:
+        file = pydantic.TypeAdapter(SuiteFile).validate_json(json.dumps(content), strict=True)
+    except pydantic.ValidationError as error:
+        faults += [f"{path}: {_readable(fault)}" for fault in error.errors()]
+    if faults:
+        raise DataError("\n".join(faults))
+    return file
+
+
+def _object(pairs: list[tuple[str, Any]], twice: list[str]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice += sorted({key for key in keys if keys.count(key) > 1})
+    return found
+
+
+def _readable(fault: Any) -> str:
+    *above, last = fault["loc"] or ("",)
+    if fault["type"] == "unexpected_keyword_argument":
+        schemas = {
+            "tasks": TaskEntry,
+            "perturbations": PerturbationRequest,
+            "attacks": AttackRequest,
+        }
+        schema = schemas[above[0]] if above else SuiteFile
+        allowed = [field.name for field in dataclasses.fields(schema)]
+        return f"{place(*above)}{': ' if above else ''}{unknown('key', str(last), allowed)}"
+    if fault["type"] in ("missing", "missing_argument"):
+        return f"{place(*above)}{': ' if above else ''}the key {last!r} is missing"
+    return f"{place(*above, last)}: {fault['msg']}, found {fault['input']!r:.80}"
+
+
+def place(*keys: str | int) -> str:
+    """Where in a file: `prompts.clean.sst2[2]`."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)[1:]
+
+
+def unknown(what: str, name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
+    return f"unknown {what} {name!r}; {hint}"
