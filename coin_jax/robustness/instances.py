@@ -40,7 +40,7 @@ class Reader:
         self._folders = folders
         self._unreachable: dict[str, str] = {}
 
-    def rows(self, task: str, places: Iterable[str], split: str, label: str) -> Rows:
+    def rows(self, task: str, places: Sequence[str], split: str, label: str) -> Rows:
         """Rows of the first place that has the task's data.
 
         `split` and `label`, the name of the label's column, are for TFDS and the hub.
@@ -53,25 +53,27 @@ class Reader:
                 return self._at(place, task, split, label)
             except MissingDataError as reason:
                 reasons.append(f"{place}: {reason}")
+        files = [place for place in places if place.partition(":")[0] not in ("builtin", *REMOTE)]
         raise MissingDataError(
-            f"no data of task {task!r} ({'; '.join(reasons)}). Put {task}.dev.jsonl with rows "
+            f"no data of task {task!r} ({'; '.join(reasons)}). Put rows "
             f'{{"task": "{task}", "inputs": {{field: text}}, "label": label}} into '
-            f"{' or '.join(map(str, self._folders))}"
+            f"{self._folders[0] / (files[0] if files else f'{task}.dev.jsonl')}"
+            + ("" if files else ", and name that file in the task's data")
         )
 
     def _at(self, place: str, task: str, split: str, label: str) -> Rows:
         kind, _, name = place.partition(":")
         if kind == "builtin":
             return Rows(place, list(_builtin_rows(name)))
-        readers = {"tfds": _tfds_rows, "hub": _hub_rows}
-        if kind not in readers:
+        if kind not in REMOTE:
             return self._local(place, task)
         if kind in self._unreachable:
             raise MissingDataError(self._unreachable[kind])
         try:
-            records, names = readers[kind](name, split, label)
+            records, names = REMOTE[kind](name, split, label)
         except Exception as error:  # not installed, no network, no such name: each library its own
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+            first_line, *_ = str(error).strip().splitlines() or [""]
+            reason = f"{type(error).__name__}: {first_line}"
             if isinstance(error, ImportError | ConnectionError):
                 self._unreachable[kind] = reason
             raise MissingDataError(reason) from error
@@ -125,9 +127,9 @@ def _tfds_rows(name: str, split: str, label: str) -> Records:
             key: value.decode("utf-8") if isinstance(value, bytes) else value.tolist()
             for key, value in record.items()
         }
-        for record in tensorflow_datasets.as_numpy(dataset)
+        for record in dataset.as_numpy_iterator()
     )
-    return records, getattr(info.features.get(label), "names", ())
+    return records, _label_names(info.features, label)
 
 
 def _hub_rows(name: str, split: str, label: str) -> Records:
@@ -135,7 +137,14 @@ def _hub_rows(name: str, split: str, label: str) -> Records:
 
     path, _, config = name.partition(":")
     dataset = datasets.load_dataset(path, config or None, split=split)
-    return dataset, getattr(dataset.features.get(label), "names", ())
+    return dataset, _label_names(dataset.features, label)
+
+
+REMOTE = {"tfds": _tfds_rows, "hub": _hub_rows}
+
+
+def _label_names(features: Any, label: str) -> Sequence[str]:
+    return getattr(features[label], "names", None) or () if label in features else ()
 
 
 def _builtin_rows(name: str) -> Iterator[TaskRow]:

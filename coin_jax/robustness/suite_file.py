@@ -121,7 +121,7 @@ def _glue(
 ) -> TaskEntry:
     config = "mnli_matched" if name == "mnli" else name
     return TaskEntry(
-        data=[f"{name}.dev.jsonl", f"tfds:glue/{config}", f"hub:nyu-mll/glue:{config}"],
+        data=[f"{name}.dev.jsonl", f"hub:nyu-mll/glue:{config}", f"tfds:glue/{config}"],
         fields=dict(zip(fields, fields, strict=True)),
         answers={label: label for label in labels} | same,
         content=content,
