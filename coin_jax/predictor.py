@@ -14,17 +14,18 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from coin_jax.config import TokenizerConfig
+from coin_jax.config import Pooling, TokenizerConfig
 from coin_jax.data.templates import Prompt
 from coin_jax.data.tokenizer import Tokenizer, encode_prompts, make_tokenizer
 from coin_jax.model.generation import Generated, GenerationSettings, generate, score_answers
 from coin_jax.model.t5 import T5
+from coin_jax.objective.pooling import pool
 from coin_jax.parallel.sharding import batch_shard_count, batch_shardings, replicated
 
 ANSWER_ROW = 64
@@ -171,6 +172,38 @@ class Predictor:
                 result[index] = [self._text(tokens) for tokens in tokens_CxT]
         return result
 
+    def pooled_states(
+        self,
+        prompts: Sequence[Any],
+        answers: Sequence[str],
+        kinds: Sequence[Pooling] = get_args(Pooling),
+    ) -> dict[str, np.ndarray]:
+        """The states that the contrastive term compares: {kind: float32 [prompts, D]}.
+
+        `answers`: one a prompt, given to the decoder as in training.
+        """
+        if len(answers) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts, but {len(answers)} answers")
+        result = {
+            kind: np.zeros((len(prompts), self.model.config.d_model), np.float32) for kind in kinds
+        }
+        if not len(prompts):
+            return result
+        (inputs_Nx1xT, _, segments_Nx1xT), _ = self._pack([(answer,) for answer in answers])
+
+        def run(chosen: np.ndarray, tokens: Any, segments: Any) -> Any:
+            decoder = [self._put(a[chosen, 0]) for a in (inputs_Nx1xT, segments_Nx1xT)]
+            return _pooled(self.model, self.params, tokens, segments, *decoder, kinds=tuple(kinds))
+
+        for chosen, states in self._batches(self._encode(prompts), run):
+            for kind, states_BxD in states.items():
+                result[kind][chosen] = states_BxD
+        return result
+
+    def answer_lengths(self, answers: Sequence[str]) -> list[int]:
+        """Tokens that the likelihood of each answer is a product over, end-of-sequence included."""
+        return [len(ids) + 1 for ids in self.tokenizer.encode_batch(list(answers))]
+
     # --- between text and batches ---------------------------------------------------------
 
     def _encode(self, prompts: Sequence[Any]) -> list[Sequence[int]]:
@@ -265,6 +298,29 @@ class Predictor:
     @staticmethod
     def _fetch(chosen: np.ndarray, output: Any) -> tuple[np.ndarray, Any]:
         return chosen, jax.tree.map(lambda array: np.asarray(array)[: len(chosen)], output)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "kinds"))
+def _pooled(
+    model: T5,
+    params: Any,
+    encoder_tokens_BxS: jax.Array,
+    encoder_segment_ids_BxS: jax.Array,
+    decoder_inputs_BxT: jax.Array,
+    decoder_segment_ids_BxT: jax.Array,
+    *,
+    kinds: tuple[Pooling, ...],
+) -> dict[str, jax.Array]:
+    """{kind: float32 [B, D]}, of one prompt and one answer a row."""
+    encoded_BxSxD = model.encode(params, encoder_tokens_BxS, encoder_segment_ids_BxS)
+    hidden_BxTxD = model.decode(
+        params, decoder_inputs_BxT, decoder_segment_ids_BxT, encoded_BxSxD, encoder_segment_ids_BxS
+    )
+    states = {
+        "encoder": (encoded_BxSxD, encoder_segment_ids_BxS),
+        "decoder": (hidden_BxTxD, decoder_segment_ids_BxT),
+    }
+    return {kind: pool(*states[kind.split("_")[0]], 1, kind) for kind in kinds}
 
 
 @functools.lru_cache(maxsize=8)

@@ -13,6 +13,7 @@ from coin_jax.data.templates import Piece, Prompt
 from coin_jax.data.tokenizer import ByteTokenizer
 from coin_jax.model.generation import generate, score_answers
 from coin_jax.model.t5 import T5
+from coin_jax.objective.pooling import pool
 from coin_jax.parallel.mesh import make_mesh
 from coin_jax.parallel.sharding import parameter_shardings
 from coin_jax.predictor import Predictor, bucket
@@ -135,8 +136,77 @@ def test_too_long_prompts_lose_the_end_of_their_field_and_keep_the_instruction()
     assert len(ids) == 32
 
 
+GIVEN = [ANSWERS[index % 3] for index in range(len(PROMPTS))]
+KINDS = ["decoder_last", "decoder_first", "decoder_mean", "encoder_mean", "encoder_last"]
+
+
+@jax.jit
+def encoder_and_decoder_states(tokens, of_tokens, inputs, of_inputs):
+    encoded = MODEL.encode(PARAMS, tokens, of_tokens)
+    return encoded, MODEL.decode(PARAMS, inputs, of_inputs, encoded, of_tokens)
+
+
+@pytest.fixture(scope="module")
+def pooled():
+    return predictor().pooled_states(PROMPTS, GIVEN)
+
+
+def test_pooled_states_are_those_of_each_prompt_and_answer_alone(pooled):
+    assert set(pooled) == set(KINDS)
+    for row in (2, 3):
+        tokens = np.array([[*(byte + 3 for byte in PROMPTS[row].encode()), 1]])
+        inputs = np.array([[0, *(byte + 3 for byte in GIVEN[row].encode())]])
+        both = encoder_and_decoder_states(
+            tokens, np.ones_like(tokens), inputs, np.ones_like(inputs)
+        )
+        encoded_SxD, hidden_TxD = (np.asarray(states)[0] for states in both)
+        expected = {
+            "decoder_last": hidden_TxD[-1],  # has seen the whole answer, and foresees its end
+            "decoder_first": hidden_TxD[0],
+            "decoder_mean": hidden_TxD.mean(axis=0),
+            "encoder_mean": encoded_SxD.mean(axis=0),
+            "encoder_last": encoded_SxD[-1],
+        }
+        for kind in KINDS:
+            assert pooled[kind].dtype == np.float32
+            np.testing.assert_allclose(pooled[kind][row], expected[kind], rtol=1e-4, atol=1e-5)
+
+
+def test_pooled_states_are_those_that_training_pools_out_of_packed_rows(pooled):
+    rows = [0, 3]
+    texts = [PROMPTS[row] for row in rows] + [GIVEN[row] for row in rows]
+    one, two, answer, other = ([byte + 3 for byte in text.encode()] for text in texts)
+    tokens = np.array([[*one, 1, *two, 1, 0, 0]])
+    inputs = np.array([[0, *answer, 0, *other, 0]])
+    of_tokens = np.repeat([1, 2, 0], [len(one) + 1, len(two) + 1, 2])[None]
+    of_inputs = np.repeat([1, 2, 0], [len(answer) + 1, len(other) + 1, 1])[None]
+    encoded, hidden = encoder_and_decoder_states(tokens, of_tokens, inputs, of_inputs)
+    for kind in KINDS:
+        packed = (hidden, of_inputs) if kind.startswith("decoder") else (encoded, of_tokens)
+        np.testing.assert_allclose(pooled[kind][rows], pool(*packed, 2, kind), rtol=1e-4, atol=1e-5)
+
+
+def test_pooled_states_come_in_the_order_of_prompts_whatever_the_batch(pooled):
+    asking = predictor(batch_size=64)
+    together = asking.pooled_states(PROMPTS[::-1], GIVEN[::-1], ["decoder_last", "encoder_mean"])
+    assert list(together) == ["decoder_last", "encoder_mean"]
+    for kind, states in together.items():
+        np.testing.assert_allclose(states[::-1], pooled[kind], rtol=1e-4, atol=1e-5)
+
+
+def test_the_length_of_an_answer_is_what_length_normalization_divides_by():
+    lengths = predictor().answer_lengths(ANSWERS)
+    assert lengths == [4, 3, 11]  # bytes, and the end
+    whole, normalized = (
+        predictor().score(PROMPTS, ANSWERS, length_normalized=kind) for kind in (False, True)
+    )
+    np.testing.assert_allclose(whole / lengths, normalized, rtol=1e-6)
+
+
 def test_nothing_asked_is_nothing_answered():
     assert predictor().score([], ANSWERS).shape == (0, 3)
+    assert predictor().pooled_states([], [])["decoder_last"].shape == (0, CONFIG.d_model)
+    assert predictor().answer_lengths([]) == []
     assert predictor().generate([]) == []
 
 
@@ -147,13 +217,15 @@ def test_bad_questions_are_refused():
         predictor().score(PROMPTS[:2], [["a"], []])
     with pytest.raises(ValueError, match="8 prompts, but 2 lists"):
         predictor().score(PROMPTS, [["a"], ["b"]])
+    with pytest.raises(ValueError, match="8 prompts, but 3 answers"):
+        predictor().pooled_states(PROMPTS, ANSWERS)
     with pytest.raises(ValueError, match="do not belong together"):
         Predictor(T5(generation_cases.CONFIGS["t5_v1_1"]), PARAMS, ByteTokenizer())
     with pytest.raises(ValueError, match="batch_size is 0"):
         predictor(batch_size=0)
 
 
-def test_a_mesh_gives_the_same_answers():
+def test_a_mesh_gives_the_same_answers(pooled):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     shardings = parameter_shardings(mesh, MODEL.logical_axes(), MODEL.abstract_parameters())
     sharded = Predictor(
@@ -163,5 +235,8 @@ def test_a_mesh_gives_the_same_answers():
     own = [ANSWERS[: 1 + index % 3] for index in range(len(PROMPTS))]
     expected = predictor().score(PROMPTS, own)
     np.testing.assert_allclose(sharded.score(PROMPTS, own), expected, rtol=1e-5)
+    states = sharded.pooled_states(PROMPTS[:4], GIVEN[:4])
+    for kind in KINDS:
+        np.testing.assert_allclose(states[kind], pooled[kind][:4], rtol=1e-4, atol=1e-5)
     settings = {"max_new_tokens": 6}
     assert sharded.generate(PROMPTS, **settings) == predictor().generate(PROMPTS, **settings)
