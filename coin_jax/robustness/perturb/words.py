@@ -22,7 +22,8 @@ _FUNCTION_WORDS = """
     upon via with within without
     and or but nor so yet if unless because although though while whereas either neither both
     no not none never only just too very also again then there here such same other another
-    any some each every all few more most much many own
+    any some each every all few more most much many own one ones everybody everyone everything
+    somebody someone something anybody anyone anything nobody nothing
     don't doesn't didn't isn't aren't wasn't weren't hasn't haven't hadn't can't couldn't won't
     wouldn't shouldn't mustn't i'm you're he's she's it's we're they're i've you've we've they've
     i'll you'll he'll she'll we'll they'll i'd you'd he'd she'd we'd they'd that's there's what's
