@@ -25,6 +25,7 @@ from coin_jax.data.templates import (
 from coin_jax.robustness.answers import prefixes
 from coin_jax.robustness.instances import MissingDataError, Reader, short
 from coin_jax.robustness.metrics import majority_rate
+from coin_jax.robustness.perturb import PERTURBATIONS
 from coin_jax.robustness.suite_file import (
     GLUE,
     NO_CLASSIFICATION,
@@ -252,6 +253,8 @@ def load_suite(
     path = pathlib.Path(path)
     if sample is not None and sample < 1:
         raise ValueError(f"sample is {sample}; allowed: 1 or more instances a task")
+    if data_folder is not None and not pathlib.Path(data_folder).is_dir():
+        raise DataError(f"{path}: the data folder {data_folder} is no folder")
     return _Loading(path, read_suite_file(path), sample, seed, data_folder).suite()
 
 
@@ -279,7 +282,7 @@ class _Loading:
         clean = file.clean or first
         if clean not in file.prompts:
             self._fault("clean", unknown("condition", clean, file.prompts))
-        entries = self._entries(file.prompts.get(clean, {}))
+        entries = self._entries(clean)
         outlines = {name: self._outline(name, entry) for name, entry in entries.items()}
         wordings = self._wordings({name: task for name, task in outlines.items() if task})
         tasks = [
@@ -318,7 +321,7 @@ class _Loading:
     def _fault(self, where: str, reason: str) -> None:
         self._faults.append(f"{self._path}: {where}: {reason}")
 
-    def _entries(self, clean: Mapping[str, Sequence[str]]) -> dict[str, TaskEntry]:
+    def _entries(self, clean: str) -> dict[str, TaskEntry]:
         """The tasks of the file, and those of GLUE that its prompts name besides."""
         entries = dict(self._file.tasks)
         known = {*entries, *GLUE}
@@ -332,12 +335,9 @@ class _Loading:
                     self._fault(
                         place("prompts", condition, name), unknown("task", name, sorted(known))
                     )
-        for name in entries:
-            if not clean.get(name):
-                self._fault(
-                    f"tasks.{name}",
-                    "the task has no prompt in the clean condition, with which others are compared",
-                )
+        compared = self._file.prompts.get(clean, entries)
+        for name in sorted(entries.keys() - compared.keys()):
+            self._fault(f"tasks.{name}", f"no prompt in the clean condition, {clean!r}")
         return entries
 
     def _note_once(self, note: str) -> None:
@@ -416,6 +416,10 @@ class _Loading:
         )
 
     def _request(self, request: Any, kind: str, number: int, clean: str) -> Any:
+        if request.method not in PERTURBATIONS:
+            self._fault(
+                f"{place(kind, number)}.method", unknown("method", request.method, PERTURBATIONS)
+            )
         base = request.of or clean
         if base not in self._file.prompts:
             self._fault(f"{place(kind, number)}.of", unknown("condition", base, self._file.prompts))

@@ -7,14 +7,31 @@ import difflib
 import json
 import pathlib
 from collections.abc import Collection, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import pydantic
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from coin_jax.data.sources import DataError
 
 STRICT = pydantic.ConfigDict(extra="forbid")
 Count = Annotated[int, pydantic.Field(ge=1)]
+
+
+class PerturbationSettings(TypedDict, total=False):
+    """Arguments of coin_jax.robustness.perturb.perturb."""
+
+    __pydantic_config__ = STRICT
+
+    share: Annotated[float, pydantic.Field(gt=0, le=1)]
+
+
+class AttackSettings(TypedDict, total=False):
+    """Arguments of coin_jax.robustness.attack.attack."""
+
+    __pydantic_config__ = STRICT
+
+    length_normalized: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +46,7 @@ class PerturbationRequest:
     """The condition it starts from; in a file, the clean one unless another is named."""
     copies: Count = 1
     """Different perturbations of each prompt."""
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    settings: PerturbationSettings = dataclasses.field(default_factory=dict)
     optional: bool = False
     """Left out with a note, not an error, where what the method needs (a lexicon) is missing."""
 
@@ -46,7 +63,7 @@ class AttackRequest:
     instances: Count = 100
     budget: Count = 500
     """Prompts that may be tried on all instances, for each prompt attacked."""
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    settings: AttackSettings = dataclasses.field(default_factory=dict)
 
 
 def _filled(text: str) -> str:
@@ -91,7 +108,9 @@ class TaskEntry:
     label: str = "label"
     """The column with the label, in TFDS and hub data sets."""
     content: str = ""
+    """How the fields are laid out where a prompt has no places for them; a template."""
     frozen: list[Text] = dataclasses.field(default_factory=list)
+    """Words that perturbations must not touch, besides answers and placeholders."""
     optional: bool = False
     """Left out with a note, not an error, where its data is missing."""
 
@@ -102,7 +121,10 @@ class SuiteFile:
 
     __pydantic_config__ = STRICT
 
-    prompts: Annotated[dict[str, dict[str, list[Text]]], pydantic.Field(min_length=1)]
+    prompts: Annotated[
+        dict[str, dict[str, Annotated[list[Text], pydantic.Field(min_length=1)]]],
+        pydantic.Field(min_length=1),
+    ]
     """{condition: {task: [prompt, ...]}}"""
     tasks: dict[str, TaskEntry] = dataclasses.field(default_factory=dict)
     """What is not named here is one of `GLUE`."""
@@ -199,18 +221,23 @@ def _object(pairs: list[tuple[str, Any]], twice: list[str]) -> dict[str, Any]:
 
 def _readable(fault: Any) -> str:
     *above, last = fault["loc"] or ("",)
-    if fault["type"] == "unexpected_keyword_argument":
-        schemas = {
-            "tasks": TaskEntry,
-            "perturbations": PerturbationRequest,
-            "attacks": AttackRequest,
-        }
-        schema = schemas[above[0]] if above else SuiteFile
-        allowed = [field.name for field in dataclasses.fields(schema)]
-        return f"{place(*above)}{': ' if above else ''}{unknown('key', str(last), allowed)}"
+    within = f"{place(*above)}: " if above else ""
+    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        schema = SCHEMAS[above[0], len(above)] if above else SuiteFile
+        return within + unknown("key", str(last), list(get_type_hints(schema)))
     if fault["type"] in ("missing", "missing_argument"):
-        return f"{place(*above)}{': ' if above else ''}the key {last!r} is missing"
-    return f"{place(*above, last)}: {fault['msg']}, found {fault['input']!r:.80}"
+        return f"{within}the key {last!r} is missing"
+    return f"{place(*above, last)}: {fault['msg'].removeprefix('Value error, ')}, found {fault['input']!r:.80}"
+
+
+SCHEMAS = {
+    ("tasks", 2): TaskEntry,
+    ("perturbations", 2): PerturbationRequest,
+    ("perturbations", 3): PerturbationSettings,
+    ("attacks", 2): AttackRequest,
+    ("attacks", 3): AttackSettings,
+}
+"""What stands under which key of a file, so many keys deep."""
 
 
 def place(*keys: str | int) -> str:
