@@ -29,12 +29,13 @@ def correlated(random, items, wordings, shift=0.0):
 
 
 def test_the_difference_and_the_smallest_resolvable_one_are_what_is_worked_out_by_hand():
-    result = compare(*outcomes(better=1, worse=0, same=3))
-    assert (result.difference, result.items) == (0.25, 4)
-    # With one item more each way 1, 0, 0, 0, 1, -1: mean 1/6, variance 3/6 - 1/36.
-    assert result.smallest == pytest.approx(Z * math.sqrt(17 / 36 / 6))
-    assert not result.resolvable
-    assert compare(*outcomes(better=0, worse=1, same=3)).difference == -0.25
+    result = compare(*outcomes(better=30, worse=10, same=60))
+    assert (result.difference, result.items, result.resolvable) == (0.2, 100, True)
+    assert result.smallest == pytest.approx(Z * math.sqrt((0.4 - 0.2**2) / 100))
+    result = compare(*outcomes(better=10, worse=14, same=76))
+    assert (result.difference, result.resolvable) == (-0.04, False)
+    assert result.smallest == pytest.approx(Z * math.sqrt((0.24 - 0.04**2) / 100))
+    assert {type(value) for value in result} == {float, bool, int}  # ready for JSON
 
 
 def test_p_is_twice_the_exact_chance_that_resampling_turns_the_sign():
@@ -67,13 +68,20 @@ def test_few_items_are_never_significant_however_clear_they_are():
     # Differing on 5 of many items is no more to go by.
     result = compare(*outcomes(better=5, worse=0, same=995))
     assert (result.p, result.resolvable) == (2**-4, False)
+    assert result.smallest == 6 / 1000
+    # Six items count for less where they differ in one of four wordings only.
+    a, b = np.ones((2, 4, 6))
+    b[0] = 0
+    result = compare(a, b)
+    assert (result.difference, result.smallest, result.p) == (0.25, 0.25, 2**-5)
+    assert result.resolvable
 
 
 def test_models_that_agree_on_every_item_are_not_told_apart():
     result = compare(*outcomes(better=0, worse=0, same=60))
     assert result[:4] == (0, 0, 0, 1)
     assert not result.resolvable
-    assert result.smallest == pytest.approx(Z * math.sqrt(2 / 62 / 62))
+    assert result.smallest == 6 / 60
 
 
 def test_wordings_of_an_item_are_no_more_items():
@@ -112,8 +120,7 @@ def test_interval_and_error_are_those_of_scipy():
     # A quantile of 50,000 draws scatters by about 0.012 standard errors.
     assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.08 * error)
     assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.08 * error)
-    # The two items added widen it a little, the more the fewer there are.
-    assert 1 < ours.smallest / (Z * error) < 1.1
+    assert ours.smallest == pytest.approx(Z * error, rel=0.02)
 
 
 def test_rejections_and_coverage_are_as_rare_and_as_sure_as_claimed():

@@ -15,6 +15,8 @@ import numpy as np
 
 LEVEL = 0.05
 """Of the test, and of what an interval leaves out."""
+FEWEST = 6
+"""Items that must differ for anything to be significant: the least m with 2^(1 - m) <= LEVEL."""
 TIE = 1e-9
 """Differences of accuracy below it are rounding."""
 DRAWS_AT_ONCE = 1 << 20
@@ -34,7 +36,8 @@ class Difference(NamedTuple):
     """Whether the difference is at least `smallest` and enough items show one; if not, the test set
     is too small to tell it from none."""
     smallest: float
-    """The smallest difference that this many items, as alike as these models are, resolve."""
+    """The smallest difference that this many items resolve between models as alike as these; above
+    1 where they are too few for any."""
     items: int
 
 
@@ -47,17 +50,18 @@ def compare(
         are averaged; wordings and seeds need not be as many in both, items are the same in order.
 
     With d_i the accuracy of A on item i over wordings and seeds less that of B, and d*_r the mean
-    over I items drawn with replacement, r = 1..R:
+    over I items drawn with replacement, r = 1..N:
 
         difference = mean d_i
         low, high  = the 2.5% and 97.5% quantiles of d*
-        p          = max(2 (1 + min(#{d* <= 0}, #{d* >= 0})) / (R + 1), 2^(1 - m)), at most 1
-        smallest   = 1.96 s, with s the standard error of the mean over the d_i and two more items,
-                     one +1 and one -1 (Bonett and Price 2012: it is not 0 where all d_i are alike)
+        p          = max(2 (1 + min(#{d* <= 0}, #{d* >= 0})) / (N + 1), 2^(1 - m)), at most 1
+        smallest   = max(1.96 s, 6 u / I), s = sqrt(mean (d_i - difference)^2 / I) the standard
+                     error that resampling has, u the smallest |d_i| that is not 0, 1 if all are
 
     The +1 counts the sample at hand as a resample (Davison and Hinkley 1997, section 4.2). m is the
     number of items with d_i != 0: no test that flips their signs could give less than 2^(1 - m), so
-    that with fewer than 6 items, or 6 on which the models differ, nothing is ever significant.
+    that where the models differ on fewer than 6 items nothing is significant, which resampling a
+    handful of equal differences could not know.
 
     ValueError for shapes that do not fit.
     """
@@ -70,7 +74,8 @@ def compare_average(
     """`compare` for the average over tasks, every task alike whatever its size.
 
     Each task, a pair as `compare` takes, is resampled by itself, so that each resample has as many
-    items of each as there are; s is the root of the tasks' summed s^2, over their number.
+    items of each as there are; s is the root of the tasks' summed s^2, over their number T, and 6
+    items weigh 6 u / (T I) where u / I is least.
     """
     if not tasks or resamples < 1:
         raise ValueError("a comparison needs one task and one resample at least")
@@ -80,17 +85,17 @@ def compare_average(
     difference = float(np.mean([d.mean() for d in differences]))
     low, high = (float(q) for q in np.quantile(drawn, [LEVEL / 2, 1 - LEVEL / 2]))
     fewest = min(np.count_nonzero(drawn <= TIE), np.count_nonzero(drawn >= -TIE))
-    telling = sum(np.count_nonzero(d) for d in differences)
-    least = 2.0 ** (1 - telling)
-    widened = [np.append(d, [1.0, -1.0]) for d in differences]
-    error = float(np.sqrt(np.sum([d.var() / len(d) for d in widened]))) / len(tasks)
-    smallest = NormalDist().inv_cdf(1 - LEVEL / 2) * error
+    error = float(np.sqrt(np.sum([d.var() / len(d) for d in differences]))) / len(tasks)
+    weights = np.concatenate([np.abs(d[d != 0]) / len(d) for d in differences]) / len(tasks)
+    least_weight = min(weights, default=1 / max(map(len, differences)) / len(tasks))
+    smallest = float(max(NormalDist().inv_cdf(1 - LEVEL / 2) * error, FEWEST * least_weight))
+    p = max(2 * (1 + fewest) / (resamples + 1), 2.0 ** (1 - len(weights)))
     return Difference(
         difference,
         low,
         high,
-        p=float(min(1.0, max(2 * (1 + fewest) / (resamples + 1), least))),
-        resolvable=bool(abs(difference) >= smallest and least <= LEVEL),
+        p=float(min(p, 1)),
+        resolvable=len(weights) >= FEWEST and abs(difference) >= smallest - TIE,
         smallest=smallest,
         items=sum(map(len, differences)),
     )
