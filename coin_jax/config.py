@@ -204,6 +204,13 @@ class EvaluationConfig:
     """Prompts scored at a time."""
     length_normalized: bool = False
     """Compare answers by mean instead of summed log-likelihood of their tokens."""
+    suite: str = ""
+    """File of a robustness suite (docs/suites.md) to evaluate in the same steps; empty: none. Its
+    attacks are left to `coin_jax.evaluate`."""
+    suite_data: str = ""
+    """Folder of the suite's task files, where it names none."""
+    suite_sample: int = 32
+    """Instances of each of the suite's tasks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +221,7 @@ class CheckpointConfig:
     keep_best: bool = False
     """Keep the checkpoint with the best `best_metric` beside the last ones."""
     best_metric: str = "evaluation/unseen/mean"
+    """Any that evaluation writes, as evaluation/suite/character/worst with a suite."""
     best_is_highest: bool = True
 
 
@@ -287,6 +295,7 @@ def problems(config: Config) -> Iterator[str]:
         "optimizer.accumulation_steps",
         "evaluation.instances_per_task",
         "evaluation.batch_size",
+        "evaluation.suite_sample",
         "checkpoint.keep_last",
         "training.steps",
         "training.log_every",
@@ -424,9 +433,9 @@ def problems(config: Config) -> Iterator[str]:
         )
     if config.checkpoint.keep_best:
         yield from refuse_unless(
-            config.data.source != "text",
+            config.data.source != "text" or config.evaluation.suite != "",
             "checkpoint.keep_best",
-            "False for data.source = 'text', where nothing is evaluated",
+            "False for data.source = 'text' without evaluation.suite: nothing is evaluated",
         )
         yield from refuse_unless(
             config.checkpoint.best_metric.startswith("evaluation/"),

@@ -26,13 +26,17 @@ from coin_jax.data.pipeline import BatchPipeline
 from coin_jax.data.sources import DataError, expand_files, read_text
 from coin_jax.data.span_corruption import SpanCorruption, read_tokens
 from coin_jax.data.tokenizer import Tokenizer, make_tokenizer
+from coin_jax.lexicons import choose_lexicon
 from coin_jax.model import huggingface
 from coin_jax.model.t5 import T5
 from coin_jax.objective import make_method
 from coin_jax.parallel.mesh import make_mesh
 from coin_jax.parallel.sharding import batch_shardings
 from coin_jax.predictor import Predictor
+from coin_jax.robustness.evaluation import Contestant, Settings, ask, expand
+from coin_jax.robustness.results import Run, summary
 from coin_jax.robustness.scoring import WordingAccuracy, wording_accuracy
+from coin_jax.robustness.suite import Suite, load_suite
 from coin_jax.training.checkpoint import CheckpointError, Checkpoints
 from coin_jax.training.logging import MetricLog, check_writers
 from coin_jax.training.loop import DivergedError, train
@@ -58,6 +62,7 @@ def run(config: Config, console: Console) -> int:
         console.status("reading data") as status,
     ):
         saved = checkpoints.saved_config()
+        suite = build_suite(config, console)
         tokenizer, source, items = build_data(config, saved, console, status.update)
         status.update("making the model")
         config, pretrained = build_architecture(config, saved, tokenizer)
@@ -78,7 +83,7 @@ def run(config: Config, console: Console) -> int:
         (directory / "config.json").write_text(to_json(config))
         describe_run(config, state, mesh, len(source), len(items), console)
 
-        evaluation = Evaluation(model, tokenizer, config, items, mesh)
+        evaluation = Evaluation(model, tokenizer, config, items, suite, mesh)
         peak, peak_source = peak_flops(config.model.compute_dtype)
         shardings = batch_shardings(mesh)
         status.update("starting the data pipeline")
@@ -96,7 +101,7 @@ def run(config: Config, console: Console) -> int:
                     name: jax.make_array_from_process_local_data(shardings[name], array)
                     for name, array in batch.items()
                 },
-                evaluation if items else None,
+                evaluation if items or suite else None,
                 checkpoints,
                 log,
                 Throughput(peak),
@@ -158,6 +163,20 @@ def build_data(
     source = TokenizedPairs(pairs, tokenizer, config.batch, data.bad_rows)
     items = source.source.evaluation_items(config.evaluation.instances_per_task)
     return tokenizer, source, items
+
+
+def build_suite(config: Config, console: Console) -> Suite | None:
+    """The robustness suite to be watched, its perturbed prompts made. Raises DataError."""
+    settings = config.evaluation
+    if not settings.suite:
+        return None
+    suite = load_suite(
+        settings.suite, sample=settings.suite_sample, data_folder=settings.suite_data or None
+    )
+    suite = expand(dataclasses.replace(suite, attacks=()), choose_lexicon)
+    for note in suite.notes:
+        console.print(note, highlight=False)
+    return suite
 
 
 def build_tokenizer(
@@ -226,10 +245,11 @@ def open_pipeline(source: Any, config: Config, position: dict[str, int] | None) 
 
 
 class Evaluation:
-    """Accuracy on seen and unseen wordings; keeps the latest result for the final table."""
+    """Accuracy on seen and unseen wordings, and on a suite; keeps the latest result for the final
+    table."""
 
-    def __init__(self, model: T5, tokenizer: Tokenizer, config: Config, items, mesh):
-        self._items, self._settings = items, config.evaluation
+    def __init__(self, model: T5, tokenizer: Tokenizer, config: Config, items, suite, mesh):
+        self._items, self._suite, self._settings = items, suite, config.evaluation
         self._make = lambda params: Predictor(
             model,
             params,
@@ -241,10 +261,16 @@ class Evaluation:
         self.latest: WordingAccuracy | None = None
 
     def __call__(self, params: Any) -> Mapping[str, float]:
-        self.latest = wording_accuracy(
-            self._make(params), self._items, self._settings.length_normalized
-        )
-        return self.latest.metrics()
+        predictor, normalized = self._make(params), self._settings.length_normalized
+        metrics: dict[str, float] = {}
+        if self._items:
+            self.latest = wording_accuracy(predictor, self._items, normalized)
+            metrics |= self.latest.metrics()
+        if self._suite:
+            settings = Settings(("likelihood",), normalized)
+            answers = ask(Contestant("training", predictor, ""), self._suite, settings)
+            metrics |= summary(Run("training", "", "", self._suite, answers), "likelihood")
+        return metrics
 
 
 def describe_run(config: Config, state, mesh, sets: int, questions: int, console: Console) -> None:

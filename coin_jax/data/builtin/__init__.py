@@ -49,6 +49,11 @@ def builtin_tasks(rows: int, seed: int) -> list[Task]:
     ]
 
 
+def builtin_training_wordings() -> list[str]:
+    """All templates that the built-in tasks are trained on."""
+    return [text for wordings in WORDINGS.values() for text in wordings.training]
+
+
 def _instances(scenes: list[grammar.Scene], name: str, answers: tuple[str, ...]) -> Instances:
     return Instances(
         [{"sentence": scene["sentence"]} for scene in scenes],
