@@ -68,7 +68,7 @@ def make_results(groups=("coin", "baseline"), seeds=3, tasks=tuple(TASKS), scori
                     values = [cell[field] for cell in members if cell[field] is not None]
                     row[field] = float(np.mean(values)) if values else None
                 results["averages"].append(row)
-        _add_states(results, run, tasks[0], random)
+        _add_states(results, run, tasks, random)
     for other in groups[1:]:
         for how in scoring:
             for task in [*tasks, "average"]:
@@ -174,19 +174,20 @@ def _add_comparison(results, task, condition, how, pair, random):
     )
 
 
-def _add_states(results, run, task, random):
+def _add_states(results, run, tasks, random):
     tight = 0.5 if run["group"] == "coin" else 1.2
     for pooling, shift in (("decoder-first", 0.0), ("encoder-mean", 0.2)):
         positive, negative = 0.9 - tight / 10 + shift / 10, 0.3 + tight / 4 + shift
         gap = {"positive": positive, "negative": negative, "gap": positive - negative}
         results["gaps"].append({"run": run["name"], "pooling": pooling} | gap)
     points = []
-    for instance in range(12):
+    for number in range(2 * len(tasks)):
+        task, instance = tasks[number // 2], number % 2
         centre = random.normal(0, 3, 2)
-        for condition in CONDITIONS:
+        for condition in ("clean", "role", "semantic", "semantic"):
             x, y = centre + random.normal(0, tight, 2)
             point = {"x": x, "y": y, "task": task, "instance": instance, "condition": condition}
-            points.append(point | {"label": TASKS[task][1][instance % 2]})
+            points.append(point | {"label": TASKS[task][1][instance]})
     results["map"].append({"run": run["name"], "points": points})
 
 
