@@ -83,6 +83,6 @@ def unreachable(monkeypatch) -> list[str]:
         raise ConnectionError("no network\nand a long story")
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=fail))
-    tfds = types.SimpleNamespace(load=fail)
+    tfds = types.SimpleNamespace(load=fail, builder=fail)
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", tfds)
     return asked

@@ -276,6 +276,7 @@ def test_tfds_is_read_as_published(load, monkeypatch):
         },
         "prompts": {"plain": {"sst2": ["How is it? "], "qqp": ["Same? "]}},
     }
+    monkeypatch.setattr("socket.getaddrinfo", lambda *address: [])  # is there a network? yes
     with tensorflow_datasets.testing.mock_data(num_examples=8):
         suite = load(content)
         published = tensorflow_datasets.load("glue/qqp", split="validation")

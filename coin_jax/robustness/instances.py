@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import itertools
 import pathlib
+import socket
+import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -74,7 +76,7 @@ class Reader:
         except Exception as error:  # not installed, no network, no such name: each library its own
             first_line, *_ = str(error).strip().splitlines() or [""]
             reason = f"{type(error).__name__}: {first_line}"
-            if isinstance(error, ImportError | ConnectionError):
+            if isinstance(error, ImportError | ConnectionError | socket.gaierror):
                 self._unreachable[kind] = reason
             raise MissingDataError(reason) from error
         return Rows(f"{place} ({split})", list(_task_rows(place, task, records, label, names)))
@@ -121,6 +123,9 @@ Records = tuple[Iterable[Mapping[str, Any]], Sequence[str]]
 def _tfds_rows(name: str, split: str, label: str) -> Records:
     import tensorflow_datasets
 
+    if not (tensorflow_datasets.builder(name).is_prepared() or urllib.request.getproxies()):
+        # Without network it would try again and again, for minutes.
+        socket.getaddrinfo("storage.googleapis.com", 443)
     dataset, info = tensorflow_datasets.load(name, split=split, with_info=True)
     records = (
         {
