@@ -106,6 +106,15 @@ def test_the_terminal_shows_a_bare_result_and_its_nulls():
     assert "minus" not in shown(bare())
 
 
+def test_an_average_over_fewer_tasks_says_so():
+    results = bare()
+    results["suite"]["tasks"] = ["rte", "cola"]
+    results["averages"][0] |= {"tasks": 1, "majority": 0.55}
+    results["suite"]["majority"]["cola"] = 0.75
+    assert re.search(r"clean \(1 task\) .* 55\.0 *\n", shown(results))  # not the 65.0 of both
+    assert page_data(results)["views"]["groups"]["averages"][0]["label"] == "clean (1 task)"
+
+
 def test_many_tasks_go_into_several_tables_and_notes_come_first():
     results = bare()
     names = [f"some-long-task-{i}" for i in range(9)]

@@ -15,7 +15,14 @@ from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Any
 
-from coin_jax.robustness.report import Row, conditions, group_names, pooled, verdict
+from coin_jax.robustness.report import (
+    Row,
+    condition_label,
+    conditions,
+    group_names,
+    pooled,
+    verdict,
+)
 
 WORST = 5
 """Prompts shown for each run and task."""
@@ -98,7 +105,10 @@ def _view(
     return {
         "names": list(dict.fromkeys(name_of.values())),
         "cells": pooled(results["cells"], ("task", "condition", "scoring"), name_of.__getitem__),
-        "averages": pooled(results["averages"], ("condition", "scoring"), name_of.__getitem__),
+        "averages": [
+            row | {"label": condition_label(row, results["suite"])}
+            for row in pooled(results["averages"], ("condition", "scoring"), name_of.__getitem__)
+        ],
         "gaps": pooled(results.get("gaps") or (), ("pooling",), name_of.__getitem__),
         "prompts": [
             {field: prompt[field] for field in ("run", *_PLACE, "accuracy", "invalid")}

@@ -36,7 +36,9 @@ def print_report(results: Mapping[str, Any], console: Console) -> None:
     for note in suite.get("notes") or ():
         console.print(Text(f"! {note}", style="bold yellow"))
     for table in _tables(results, console.width):
-        console.print(table)
+        # A table's own title would be folded to the width of the table.
+        title, table.title = table.title, None
+        console.print(title, table)
 
 
 def pooled(rows: Iterable[Row], keys: Sequence[str], name_of: Callable[[str], str]) -> list[dict]:
@@ -70,6 +72,13 @@ def conditions(results: Mapping[str, Any]) -> list[str]:
     """In the suite's order, then those of attacks, last the one that means all of them."""
     names = [*results["suite"]["conditions"], *(cell["condition"] for cell in results["cells"])]
     return sorted(dict.fromkeys(names), key=ALL.__eq__)
+
+
+def condition_label(average: Row, suite: Row) -> str:
+    """The condition of an average, and over how many tasks where it has prompts for some alone."""
+    tasks = int(average.get("tasks") or len(suite["tasks"]))
+    few = tasks < len(suite["tasks"])
+    return average["condition"] + f" ({tasks} task{'s' * (tasks > 1)})" * few
 
 
 def verdict(comparison: Row, instances: Mapping[str, int]) -> str:
@@ -142,7 +151,8 @@ def _averages_table(rows, order, names, suite, how: str, width: int) -> Table:
             values = (
                 _ratio(row.get(s)) if s in _RATIOS else percent(row.get(s)) for s in _STATISTICS
             )
-            table.add_row(*_texts("" if number else condition, name, *values))
+            label = condition_label(row, suite)
+            table.add_row(*_texts("" if number else label, name, *values))
     return table
 
 
@@ -191,7 +201,6 @@ def _table(title: str, width: int) -> Table:
     """Two blanks between columns, one where the terminal is narrow."""
     return Table(
         title=Text(title, style="bold"),
-        title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, int(width >= 100)),
