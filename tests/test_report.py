@@ -314,6 +314,7 @@ def test_the_page_in_chromium(tmp_path, dark):
         assert page["hacked"] == 0, f"{name} runs what a prompt says"
         assert page["unnamed"] == 0
         assert page["moved"]
+        assert not re.search(r"\b(?:NaN|undefined|null|false)\b", page["text"]), name
         red, green, blue = map(int, re.findall(r"\d+", page["background"])[:3])
         assert (max(red, green, blue) < 60) if dark else (min(red, green, blue) > 240)
     names = ["runs", "tasks", "prompts", "comparisons", "worst", "attacks", "map", "gaps"]
