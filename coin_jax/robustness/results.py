@@ -83,6 +83,7 @@ def build(
             "clean": suite.clean,
             "notes": list(notes),
             "conditions": list(suite.conditions),
+            "origins": {made.condition: made.of for made in (*suite.perturbations, *suite.attacks)},
             "tasks": [task.name for task in suite.tasks],
             "majority": {task.name: task.majority for task in suite.tasks},
             "instances": {task.name: len(task.instances) for task in suite.tasks},
