@@ -93,6 +93,11 @@ def test_a_promptbench_style_file_loads_as_it_is(load):
     assert [note for note in suite.notes if "LEFT OUT" in note and "mmlu" in note]
 
 
+def test_a_byte_order_mark_does_no_harm(load, tmp_path):
+    (tmp_path / "windows.json").write_text(json.dumps(file()), encoding="utf-8-sig")
+    assert len(load_suite(tmp_path / "windows.json").wordings) == 1
+
+
 def test_only_what_comes_from_the_instance_may_be_cut(load):
     suite = load({"clean": {"mrpc": ["Same? "]}})
     pieces = prompt(suite.tasks[0], suite.wordings[0], suite.tasks[0].instances[0]).pieces
@@ -230,7 +235,7 @@ def test_files_of_the_data_folder_come_first_and_rows_of_other_tasks_are_passed_
         load(file(), data_folder=tmp_path / "nowhere")
 
 
-def test_the_hub_is_read_as_published(load, tmp_path, monkeypatch):
+def test_the_hub_is_read_as_published(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     asked = []
 
@@ -246,19 +251,24 @@ def test_the_hub_is_read_as_published(load, tmp_path, monkeypatch):
         return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    (tmp_path / "local").mkdir()
-    glue = json.loads((ROOT / "suites" / "glue.json").read_text())
-    suite = load_suite(write_json(tmp_path / "local" / "mine.json", glue))
-    assert asked == [
-        ("nyu-mll/glue", "mnli_matched" if task == "mnli" else task, "validation") for task in GLUE
-    ]
-    assert [task.name for task in suite.tasks] == list(GLUE)
-    for task in suite.tasks:
-        content = glue["tasks"][task.name]
-        for instance in task.instances:
-            number = int(next(iter(instance.inputs.values())).split()[-1])
-            label = LABELS[task.name][number % len(LABELS[task.name])]
-            assert task.answers[instance.label] == content["answers"][label]
+    ours = json.loads((ROOT / "suites" / "glue.json").read_text())
+    answers = {task: entry["answers"] for task, entry in ours["tasks"].items()}
+    same = {task: {label: label for label in labels} for task, labels in LABELS.items()}
+    same["qqp"] = {"not_duplicate": "not_equivalent", "duplicate": "equivalent"}
+    files = ((ours, answers), ({"p": {task: ["So? "] for task in GLUE}}, same))
+    for content, answers in files:
+        asked.clear()
+        suite = load_suite(write_json(tmp_path / "mine.json", content))
+        assert asked == [
+            ("nyu-mll/glue", "mnli_matched" if task == "mnli" else task, "validation")
+            for task in GLUE
+        ]
+        assert [task.name for task in suite.tasks] == list(GLUE)
+        for task in suite.tasks:
+            for instance in task.instances:
+                number = int(next(iter(instance.inputs.values())).split()[-1])
+                label = LABELS[task.name][number % len(LABELS[task.name])]
+                assert task.answers[instance.label] == answers[task.name][label]
 
 
 def test_tfds_is_read_as_published(load, monkeypatch):
@@ -330,7 +340,12 @@ def test_an_optional_task_without_data_is_left_out_with_a_note(load, tmp_path, m
 def test_a_prompt_that_was_trained_on_is_named(load):
     prompts = {
         "plain": {
-            "sst2": ["How is this film? ", "{sentence}\nGood or bad?", "{content} My own words."],
+            "sst2": [
+                "How is this film? ",
+                "{sentence}\nGood or bad?",
+                "{content} My own words.",
+                "{sentence}:",  # without words it cannot be told
+            ],
             "mrpc": ["Alike? "],
         }
     }

@@ -60,6 +60,10 @@ REQUEST = {"condition": "typos", "method": "deepwordbug"}
         ({"tasks": {"sst2": entry(fields=["a b"])}}, "tasks.sst2.fields: 'a b'"),
         ({"tasks": {"sst2": entry(fields=["options_"])}}, "tasks.sst2.fields: 'options_'"),
         ({"tasks": {"sst2": entry(content="{text}")}}, "tasks.sst2.content: must hold sentence"),
+        (
+            {"tasks": {"sst2": entry(fields=["sentence", "other"], content="{sentence}")}},
+            "tasks.sst2.content: must hold sentence, other",
+        ),
         ({"tasks": {"sst2": entry(content="{sentence")}}, "tasks.sst2.content: "),
         ({"tasks": {"sst2": entry(answers={"positive": "x"})}}, "tasks.sst2.answers: needs two"),
         (

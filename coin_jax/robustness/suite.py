@@ -28,7 +28,7 @@ from coin_jax.robustness.metrics import majority_rate
 from coin_jax.robustness.perturb import PERTURBATIONS
 from coin_jax.robustness.suite_file import (
     GLUE,
-    NO_CLASSIFICATION,
+    OTHER_TASKS,
     AttackRequest,
     PerturbationRequest,
     SuiteFile,
@@ -329,8 +329,8 @@ class _Loading:
             for name in prompts:
                 if name in GLUE:
                     entries.setdefault(name, GLUE[name])
-                elif name in NO_CLASSIFICATION and name not in entries:
-                    self._note_once(f"LEFT OUT: {name}: it is no classification task")
+                elif name in OTHER_TASKS and name not in entries:
+                    self._note_once(f"LEFT OUT: {name}: it is none of GLUE")
                 elif name not in entries:
                     self._fault(
                         place("prompts", condition, name), unknown("task", name, sorted(known))

@@ -175,10 +175,10 @@ GLUE = {
 }
 """GLUE's tasks (Wang et al. 2018) for prompt files that name no tasks, with the answers that
 PromptBench's prompts ask for."""
-NO_CLASSIFICATION = {
+OTHER_TASKS = {
     "math", "iwslt", "un_multi", "squad_v2", "mmlu", "bool_logic", "valid_parentheses",
 }  # fmt: skip
-"""Tasks of PromptBench files that have no fixed set of answers for all instances."""
+"""Those of PromptBench's files that are none of GLUE."""
 
 
 def read_suite_file(path: pathlib.Path) -> SuiteFile:
@@ -227,7 +227,8 @@ def _readable(fault: Any) -> str:
         return within + unknown("key", str(last), list(get_type_hints(schema)))
     if fault["type"] in ("missing", "missing_argument"):
         return f"{within}the key {last!r} is missing"
-    return f"{place(*above, last)}: {fault['msg'].removeprefix('Value error, ')}, found {fault['input']!r:.80}"
+    reason = fault["msg"].removeprefix("Value error, ")
+    return f"{place(*above, last)}: {reason}, found {fault['input']!r:.80}"
 
 
 SCHEMAS = {
