@@ -169,8 +169,8 @@ def evaluate(arguments: Arguments, console: Console) -> dict[str, Any]:
     lexicon = functools.cache(lambda method: choose_lexicon(method, arguments.lexicon, first))
     with console.status("making the perturbed prompts"):
         suite = expand(suite, lexicon)
-    for note in suite.notes:
-        console.print(note, highlight=False)
+    for line in (*suite.read, *suite.notes):
+        console.print(line, highlight=False)
 
     runs, gaps, maps, attacks, rows = [], [], [], [], []
     with progress_display(console) as progress:

@@ -174,8 +174,8 @@ def build_suite(config: Config, console: Console) -> Suite | None:
         settings.suite, sample=settings.suite_sample, data_folder=settings.suite_data or None
     )
     suite = expand(dataclasses.replace(suite, attacks=()), choose_lexicon)
-    for note in suite.notes:
-        console.print(note, highlight=False)
+    for line in (*suite.read, *suite.notes):
+        console.print(line, highlight=False)
     return suite
 
 

@@ -228,7 +228,7 @@ def test_files_of_the_data_folder_come_first_and_rows_of_other_tasks_are_passed_
     write_jsonl(folder / "sst2.dev.jsonl", rows("cola") + rows("sst2", 3))
     suite = load(file(), data_folder=folder)
     assert len(suite.tasks[0].instances) == 3
-    assert str(folder) in suite.notes[0]
+    assert str(folder) in suite.read[0]
     (folder / "sst2.dev.jsonl").unlink()
     assert len(load(file(), data_folder=folder).tasks[0].instances) == 6
     with pytest.raises(DataError, match="nowhere is no folder"):

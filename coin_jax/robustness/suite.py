@@ -118,8 +118,10 @@ class Suite:
     wordings: tuple[Wording, ...]
     perturbations: tuple[PerturbationRequest, ...] = ()
     attacks: tuple[AttackRequest, ...] = ()
+    read: tuple[str, ...] = ()
+    """What was read, in sentences."""
     notes: tuple[str, ...] = ()
-    """What was read and what was left out, in sentences."""
+    """What was left out and whatever else the results must be read with, in sentences."""
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -275,6 +277,7 @@ class _Loading:
         folders = [path.parent] if data_folder is None else [pathlib.Path(data_folder), path.parent]
         self._reader = Reader(folders)
         self._faults: list[str] = []
+        self._read: list[str] = []
         self._notes: list[str] = []
 
     def suite(self) -> Suite:
@@ -315,6 +318,7 @@ class _Loading:
             tuple(wording for wording in wordings if wording.task in kept),
             perturbations,
             attacks,
+            tuple(self._read),
             tuple(self._notes),
         )
 
@@ -408,7 +412,7 @@ class _Loading:
             return None
         ordered = _balanced(instances, self._seed)
         size = self._sample or len(ordered)
-        self._notes.append(
+        self._read.append(
             f"{task.name}: {min(size, len(ordered))} of {len(ordered)} instances, {source}"
         )
         return dataclasses.replace(
