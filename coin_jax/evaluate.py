@@ -21,7 +21,7 @@ import json
 import pathlib
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -124,25 +124,43 @@ def named_checkpoints(given: Sequence[str]) -> list[Named]:
 
 
 def load_contestant(named: Named, batch_size: int) -> Contestant:
-    """Raises ValueError where there is no such model."""
+    """Raises ValueError or OSError where there is no such model, ImportError without torch."""
     if named.checkpoint.startswith("torch:"):
         from coin_jax.huggingface_scorer import HuggingFaceScorer
 
         name = named.checkpoint.removeprefix("torch:")
         scorer = HuggingFaceScorer.from_pretrained(name, batch_size=batch_size)
-        return Contestant(named.run, scorer, scorer.identity)
+        import torch
+
+        tensors = scorer.model.state_dict().items()
+        identity = fingerprint(
+            repr((scorer.model.config.to_dict(), scorer.max_input_length)),
+            # As bytes, since numpy has no bfloat16.
+            ((name, tensor.cpu().flatten().view(torch.uint8)) for name, tensor in tensors),
+            scorer.tokenizer.save_pretrained,
+        )
+        return Contestant(named.run, scorer, identity)
     predictor = Predictor.from_checkpoint(named.checkpoint, batch_size=batch_size)
-    return Contestant(named.run, predictor, fingerprint(predictor))
+    leaves = jax.tree_util.tree_leaves_with_path(predictor.params)
+    identity = fingerprint(
+        repr((predictor.model.config, predictor.max_input_length)),
+        ((jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves),
+        predictor.tokenizer.save,
+    )
+    return Contestant(named.run, predictor, identity)
 
 
-def fingerprint(predictor: Predictor) -> str:
-    """A digest of all that the answers depend on: architecture, parameters, tokenizer."""
-    digest = hashlib.sha256(repr((predictor.model.config, predictor.max_input_length)).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(predictor.params):
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
-        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+def fingerprint(
+    architecture: str, parameters: Iterable[tuple[str, Any]], save_tokenizer: Callable[[str], Any]
+) -> str:
+    """A digest of all that a model's answers depend on."""
+    digest = hashlib.sha256(architecture.encode())
+    for name, array in parameters:
+        array = np.ascontiguousarray(array)
+        digest.update(f"{name} {array.shape} {array.dtype}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
     with tempfile.TemporaryDirectory() as folder:
-        predictor.tokenizer.save(pathlib.Path(folder))
+        save_tokenizer(folder)
         for file in sorted(pathlib.Path(folder).rglob("*")):
             if file.is_file():
                 digest.update(file.name.encode() + file.read_bytes())
@@ -260,9 +278,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     errors = Console(stderr=True, highlight=False, markup=False)
     try:
-        evaluate(tyro.cli(Arguments, description=__doc__, args=arguments), console)
+        evaluate(
+            tyro.cli(
+                Arguments, prog="python -m coin_jax.evaluate", description=__doc__, args=arguments
+            ),
+            console,
+        )
         return 0
-    except (ConfigError, ValueError, OSError) as error:
+    except (ConfigError, ValueError, OSError, ImportError) as error:
         errors.print(str(error), style="red", soft_wrap=True)
         return 1
     except KeyboardInterrupt:

@@ -45,6 +45,12 @@ class HuggingFaceScorer:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.batch_size, self.max_input_length = batch_size, max_input_length
         self._is_encoder_decoder = model.config.is_encoder_decoder
+        if self._is_encoder_decoder:
+            settings = (model.generation_config, model.config)
+            starts = (getattr(entry, "decoder_start_token_id", None) for entry in settings)
+            self._decoder_start = next((start for start in starts if start is not None), None)
+            if self._decoder_start is None:
+                raise ValueError("the model's configuration has no decoder_start_token_id")
         ends = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self._pad = next(token for token in ends if token is not None)
         self._tokens = _Tokens(tokenizer)
@@ -154,7 +160,7 @@ class HuggingFaceScorer:
 
         tokens, mask = self._padded(inputs)
         states = self.model.get_encoder()(input_ids=tokens, attention_mask=mask).last_hidden_state
-        start = self.model.config.decoder_start_token_id
+        start = self._decoder_start
         decoder_inputs, _ = self._padded([[start, *answer[:-1]] for answer in answers])
         logits = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=states[rows]),

@@ -190,3 +190,31 @@ def test_the_shipped_suites_are_beside_the_package():
         "builtin.json",
         "glue.json",
     }
+
+
+def test_any_hugging_face_model_is_evaluated_through_torch(folder, tmp_path):
+    pytest.importorskip("torch", reason="torch is not installed")
+    import transformers
+
+    config = transformers.T5Config(
+        vocab_size=384,
+        d_model=8,
+        d_kv=4,
+        d_ff=8,
+        num_layers=1,
+        num_heads=2,
+        decoder_start_token_id=0,
+    )
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "model")
+    transformers.ByT5Tokenizer().save_pretrained(tmp_path / "model")
+    status = evaluate.main(
+        [
+            *("--checkpoint", f"torch:{tmp_path / 'model'}"),
+            *("--suite", str(folder / "suite.json"), "--output", str(tmp_path / "output")),
+            *("--no-attacks", "--max-new-tokens", "4", "--sample", "2"),
+        ]
+    )
+    assert status == 0
+    results = json.loads((tmp_path / "output" / "results.json").read_text())
+    assert [run["name"] for run in results["runs"]] == ["model"]
+    assert results["gaps"] == []
