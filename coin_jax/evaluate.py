@@ -83,6 +83,8 @@ class Arguments:
     lexicon: Choice = "auto"
     """Where word-level changes come from: WordNet, or the first checkpoint's embedding or
     infilling. auto is WordNet, and infilling for bertattack."""
+    paraphraser: str = ""
+    """A T5 that was trained to paraphrase, for perturbations by the method `semantic`."""
     batch_size: int = 64
     """Prompts at a time."""
     resamples: int = 10_000
@@ -184,7 +186,12 @@ def evaluate(arguments: Arguments, console: Console) -> dict[str, Any]:
         arguments.scoring, arguments.length_normalized, max_new_tokens=arguments.max_new_tokens
     )
     first = functools.cache(lambda: load_contestant(checkpoints[0], arguments.batch_size).scorer)
-    lexicon = functools.cache(lambda method: choose_lexicon(method, arguments.lexicon, first))
+    reworder = functools.cache(lambda: Predictor.from_checkpoint(arguments.paraphraser))
+    lexicon = functools.cache(
+        lambda method: choose_lexicon(
+            method, arguments.lexicon, first, reworder if arguments.paraphraser else None
+        )
+    )
     with console.status("making the perturbed prompts"):
         suite = expand(suite, lexicon)
     for line in (*suite.read, *suite.notes):

@@ -12,6 +12,7 @@ from coin_jax.robustness.perturb import (
     EmbeddingLexicon,
     InfillingLexicon,
     Lexicon,
+    ParaphrasingLexicon,
     PerturbationError,
     WordNetLexicon,
     find_perturbation,
@@ -21,10 +22,17 @@ Choice = Literal["auto", "wordnet", "embedding", "infilling"]
 
 INFILLED = 20
 """Answers of the model for each word."""
+PARAPHRASES = 8
+"""Rewordings of each prompt; those that lose a placeholder or an answer are dropped."""
+PARAPHRASE_PREFIX = "paraphrase: "
+"""What T5 paraphrasers are commonly asked with."""
 
 
 def choose_lexicon(
-    method: str, choice: Choice = "auto", model: Callable[[], Predictor] | None = None
+    method: str,
+    choice: Choice = "auto",
+    model: Callable[[], Predictor] | None = None,
+    paraphraser: Callable[[], Predictor] | None = None,
 ) -> Lexicon | None:
     """What `method` takes its words from.
 
@@ -37,7 +45,9 @@ def choose_lexicon(
     if not needed and choice == "auto":
         return None
     if method == "semantic":
-        raise PerturbationError("semantic needs a paraphraser: write rewordings into the suite")
+        if paraphraser is None:
+            raise PerturbationError("semantic needs a paraphraser, or rewordings in the suite")
+        return paraphrasing_lexicon(paraphraser())
     if choice == "auto":
         choice = "infilling" if method == "bertattack" and model is not None else "wordnet"
     if choice == "wordnet":
@@ -71,3 +81,13 @@ def infilling_lexicon(predictor: Predictor) -> InfillingLexicon:
             prompts, max_new_tokens=8, beams=INFILLED, candidates=INFILLED
         )
     )
+
+
+def paraphrasing_lexicon(predictor: Predictor) -> ParaphrasingLexicon:
+    """Whole rewordings by a T5 that was trained to paraphrase."""
+
+    def paraphrase(text: str) -> list[str]:
+        settings = {"beams": PARAPHRASES, "candidates": PARAPHRASES, "max_new_tokens": 128}
+        return predictor.candidates([PARAPHRASE_PREFIX + text], **settings)[0]
+
+    return ParaphrasingLexicon(paraphrase)
