@@ -62,6 +62,7 @@ REFUSED = [
             "optimizer.accumulation_steps",
             "evaluation.instances_per_task",
             "evaluation.batch_size",
+            "evaluation.suite_sample",
             "checkpoint.keep_last",
             "training.steps",
             "training.log_every",

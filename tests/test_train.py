@@ -73,6 +73,14 @@ def one_device():
         yield
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_interrupts():
+    """As at a terminal: a shell's background jobs are started with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def run(config_file, tmp_path):
     """run(*options, output=folder) -> exit status of the main job."""
