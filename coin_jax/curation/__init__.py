@@ -1,0 +1,1 @@
+"""From an instruction collection to a contrastive training set."""

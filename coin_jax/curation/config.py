@@ -1,0 +1,148 @@
+"""The configuration of building a contrastive set: frozen dataclasses, like those of training."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from coin_jax.config import TaskConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One collection to read."""
+
+    kind: Literal[
+        "tasks",
+        "tfds",
+        "flan",
+        "natural_instructions",
+        "prompts",
+        "coin",
+        "alpaca",
+        "columns",
+    ] = "tasks"
+    """`tasks` rows and templates; `tfds` GLUE and SuperGLUE with templates; `flan` the FLAN
+    collection's inputs, targets, task; `natural_instructions` Super-NaturalInstructions task files;
+    `prompts` finished prompts where several templates share rows; `coin` the pairs of the CoIN
+    paper's CSV; `alpaca` instruction, input, output; `columns` any table, through `columns`."""
+    name: str = ""
+    """Put before the names of its tasks, as NAME/TASK; empty: their own names."""
+    files: tuple[str, ...] = ()
+    """Files, folders, glob patterns, gs:// or https:// addresses, or hub:OWNER/NAME[/PATTERN]."""
+    template_files: tuple[str, ...] = ()
+    """JSON {task: [{"input", "target"}]}."""
+    tasks: tuple[TaskConfig, ...] = ()
+    """Tasks to use and how they fit their templates; empty: every task there is."""
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    """For `columns`: what a table's columns mean, as {"instruction": "question", "target": "y"}."""
+    split: str = "train"
+    """Of a TFDS or hub data set."""
+    rows_per_task: int = 0
+    """At most so many instances of each task, the first after a shuffle; 0: all."""
+    licence: str = ""
+    """Of the collection, for the manifest, where its files do not say."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatConfig:
+    """A chat endpoint that speaks OpenAI's protocol."""
+
+    base_url: str = "https://api.openai.com/v1"
+    """A local vLLM serves as well: http://localhost:8000/v1."""
+    model: str = "gpt-4o-mini"
+    key_variable: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key; it may be unset for a local server."""
+    temperature: float = 0.9
+    concurrency: int = 8
+    """Requests under way at a time."""
+    requests_per_minute: float = 0.0
+    """0: as many as the endpoint takes."""
+    attempts: int = 6
+    """Tries of one request before it counts as failed."""
+    timeout: float = 60.0
+    """Seconds that one try may take."""
+    cache: str = "~/.cache/coin_jax/chat"
+    """Folder of answers by content; a second run asks nothing again."""
+    dollars_per_million_input_tokens: float = 0.0
+    dollars_per_million_output_tokens: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ParaphraseConfig:
+    """Where more wordings come from, besides those that the sources have."""
+
+    methods: tuple[Literal["rules", "model", "chat"], ...] = ()
+    wordings: int = 4
+    """New wordings by each method of each instruction."""
+    rules: tuple[str, ...] = ("deepwordbug", "checklist")
+    """Perturbations (docs/suites.md) that make the rules' wordings, in turn."""
+    share: float = 0.3
+    """Of a text's words that a rule changes."""
+    checkpoint: str = ""
+    """For `model`: a T5 that paraphrases, a run of ours or from the hub."""
+    chat: ChatConfig = ChatConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterConfig:
+    """What a wording or an instance must pass; each filter counts in the manifest."""
+
+    language: str = "en"
+    """Of new wordings, as ISO 639-1; empty: any."""
+    length_ratio: float = 3.0
+    """New wordings at most so many times as long, or as short, as what they reword."""
+    least_edit_distance: float = 0.05
+    """Of a new wording to what it rewords, as a share of the longer one; below, it is a copy."""
+    near_duplicate: float = 0.9
+    """Instances of a task whose word 5-grams overlap by this Jaccard similarity are one; 1: only
+    equal ones; 0: all stay."""
+    least_similarity: float = 0.0
+    """Cosine of the pooled states, of `similarity_checkpoint`, of a wording and what it rewords."""
+    similarity_checkpoint: str = ""
+    """A T5 (ours or from the hub) whose mean encoder states measure similarity."""
+    suites: tuple[str, ...] = ()
+    """Robustness suites (docs/suites.md) whose prompts and instances must not be trained on."""
+    suite_data: str = ""
+    """Folder of the suites' task files, where they name none."""
+    overlapping_words: int = 13
+    """An instance that shares so many consecutive words with an evaluation instance is left out
+    (Brown et al. 2020, appendix C); shorter ones when they are equal."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NegativeConfig:
+    """What stands against a pair."""
+
+    kind: Literal["other_answer", "hardest", "other_instruction"] = "other_answer"
+    """`other_answer`: the same wordings on another instance with another answer, drawn anew each
+    epoch; `hardest`: of those, the most similar by pooled states of `checkpoint`;
+    `other_instruction`: the same input under an instruction that has another answer."""
+    checkpoint: str = ""
+    """For `hardest`: a T5, ours or from the hub."""
+    candidates: int = 256
+    """For `hardest`: instances of the task that each one is compared with."""
+    keep: int = 4
+    """For `hardest` and `other_instruction`: negatives kept of each instance, best first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SetConfig:
+    """One contrastive set, whole."""
+
+    seed: int = 0
+    sources: tuple[SourceConfig, ...] = ()
+    definite_answers_only: bool = False
+    """Leave out tasks with free answers, as the CoIN paper does."""
+    pairs: int = 0
+    """At most so many instances in all, shared out over the tasks; 0: all."""
+    held_out_wordings: int = 2
+    """Wordings of each task kept from training, where it has at least four."""
+    held_out_share: float = 0.05
+    """Of each task's instances, for evaluation; at most 500."""
+    bad_rows: Literal["error", "skip"] = "skip"
+    """What an unreadable row does: end the run with file and line, or be counted and left out."""
+    rows_per_shard: int = 100_000
+    paraphrase: ParaphraseConfig = ParaphraseConfig()
+    filters: FilterConfig = FilterConfig()
+    negatives: NegativeConfig = NegativeConfig()
