@@ -90,12 +90,13 @@ class TaskConfig:
 class DataConfig:
     """Where training text comes from and which pairs are made of it."""
 
-    source: Literal["builtin", "tasks", "pairs", "text"] = "builtin"
-    """`builtin` generated sentences; `tasks` rows and templates; `pairs` ready pairs; `text` plain
-    text for span corruption."""
+    source: Literal["builtin", "tasks", "pairs", "set", "text"] = "builtin"
+    """`builtin` generated sentences; `tasks` rows and templates; `pairs` ready pairs; `set` a
+    contrastive set that `coin_jax.paraphrase` built; `text` plain text for span corruption."""
     files: tuple[str, ...] = ()
     """Training files or glob patterns: JSONL rows for `tasks`; CSV, JSONL or Parquet for `pairs`
-    (original_instruction, paraphrased_instruction, targets, task); .txt or .txt.gz for `text`."""
+    (original_instruction, paraphrased_instruction, targets, task); the folder of a `set`; .txt or
+    .txt.gz for `text`."""
     evaluation_files: tuple[str, ...] = ()
     """Rows held out for evaluation, of the same form. A task without any keeps 5% of its training
     rows for it, at most 500."""
@@ -112,6 +113,13 @@ class DataConfig:
     odd_rows_are_hard_negatives: bool = False
     """For `pairs`: every odd row is the hard negative of the row above it. Otherwise hard
     negatives are drawn from the same task and wording."""
+    mixture_weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Task -> its share of the sets, in any unit; a task that is not named has none. Empty: shares
+    by size, through the next two."""
+    mixture_cap: int = 0
+    """No task counts as larger than this (Raffel et al. 2020, section 3.5.2); 0: no cap."""
+    mixture_temperature: float = 1.0
+    """Shares are proportional to size^(1 / temperature): 1 by size, large: nearly equal."""
     builtin_rows: int = 20000
     """Training instances of the built-in generator."""
     noise_density: float = 0.15
@@ -124,6 +132,10 @@ class DataConfig:
 class BatchConfig:
     """The shape of one global batch: rows that hold several packed sequences each."""
 
+    mode: Literal["pairs", "mixed_wordings", "one_wording"] = "pairs"
+    """`pairs`: every instance in two wordings, beside its hard negative. `mixed_wordings`: every
+    instance once, in a wording of its own. `one_wording`: the same, with one wording of each task
+    in a batch. The last two hold no pairs: for objective.method `cross_entropy`."""
     rows: int = 16
     encoder_length: int = 256
     """Tokens a row on the encoder side; longer inputs are cut to it."""
