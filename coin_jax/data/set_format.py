@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from coin_jax.data.sources import DataError
 from coin_jax.data.templates import OPTIONS, parse_template
 
 FORMAT = "coin_jax contrastive set"
