@@ -1,6 +1,7 @@
 """Configs on the command line and on disk.
 
-A config file is Python and defines `get_config(arg: str = "") -> Config`. The command line
+A config file is Python and defines `get_config(arg: str = "") -> Config`, or another dataclass of
+settings where another program asks for it. The command line
 `--config configs/flan_t5.py:base --training.steps 1000` loads the file, passes it `base`, and lays
 the rest over it. The resolved config is written as JSON into the run directory and into every
 checkpoint.
@@ -17,6 +18,7 @@ import itertools
 import json
 import pathlib
 import types
+import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,12 +28,12 @@ import tyro
 from coin_jax.config import (
     Config,
     ConfigError,
-    DataConfig,
-    TaskConfig,
     TokenizerConfig,
     readable_faults,
     validate,
 )
+
+Schema = typing.TypeVar("Schema")
 
 
 def load(arguments: Sequence[str], program: str = "python -m coin_jax.train") -> Config:
@@ -41,27 +43,34 @@ def load(arguments: Sequence[str], program: str = "python -m coin_jax.train") ->
     Raises ConfigError on a file that cannot be used or a value that cannot be run; an unknown
     field ends the program through tyro, which names the nearest ones.
     """
-    arguments = list(arguments)
-    base = Config(tokenizer=TokenizerConfig(kind="bytes"))
-    for index, argument in enumerate(arguments):
-        if argument == "--config":
-            if index + 1 == len(arguments):
-                raise ConfigError("--config needs a file: --config configs/quickstart.py")
-            base = load_file(arguments[index + 1])
-            del arguments[index : index + 2]
-            break
-        if argument.startswith("--config="):
-            base = load_file(argument.removeprefix("--config="))
-            del arguments[index]
-            break
-    _describe_fields(Config)
+    file, rest = config_argument(arguments)
+    base = load_file(file) if file else Config(tokenizer=TokenizerConfig(kind="bytes"))
     description = (
         "--config FILE[:ARGUMENT] comes first: a config file, or an earlier run's config.json. "
         "Every field can be set over it:"
     )
-    return validate(
-        tyro.cli(Config, default=base, args=arguments, prog=program, description=description)
-    )
+    return validate(overlay(base, rest, program, description))
+
+
+def config_argument(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of `--config`, and the other arguments."""
+    arguments = list(arguments)
+    for index, argument in enumerate(arguments):
+        if argument == "--config":
+            if index + 1 == len(arguments):
+                raise ConfigError("--config needs a file: --config configs/quickstart.py")
+            return arguments[index + 1], arguments[:index] + arguments[index + 2 :]
+        if argument.startswith("--config="):
+            del arguments[index]
+            return argument.removeprefix("--config="), arguments
+    return None, arguments
+
+
+def overlay(base: Schema, arguments: Sequence[str], program: str, description: str) -> Schema:
+    """`base`, a dataclass, with the fields replaced that the arguments name."""
+    for schema in type(base).__mro__[:-1]:
+        _describe_fields(schema)
+    return tyro.cli(type(base), default=base, args=arguments, prog=program, description=description)
 
 
 def _describe_fields(schema: type) -> None:
@@ -80,8 +89,11 @@ def _describe_fields(schema: type) -> None:
             _describe_fields(type(field.default))
 
 
-def load_file(name: str) -> Config:
-    """Runs the Python config file `name[:argument]`, or reads the JSON config `name`."""
+def load_file(name: str, schema: type[Schema] = Config) -> Schema:
+    """Runs the Python config file `name[:argument]`, or reads the JSON config `name`.
+
+    Raises: ConfigError where it cannot be used, or gives anything but a `schema`.
+    """
     path, separator, argument = name.partition(".py:")
     path = pathlib.Path(path + ".py" if separator else name)
     if not path.is_file():
@@ -91,7 +103,7 @@ def load_file(name: str) -> Config:
             + (f"; this folder has {', '.join(nearby)}" if nearby else "")
         )
     if path.suffix == ".json":
-        return from_json(path.read_text(), where=str(path))
+        return from_json(path.read_text(), str(path), schema)
     specification = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     module = importlib.util.module_from_spec(specification)
     try:
@@ -99,7 +111,7 @@ def load_file(name: str) -> Config:
     except Exception as error:
         raise ConfigError(f"{path} does not run: {type(error).__name__}: {error}") from error
     if not hasattr(module, "get_config"):
-        raise ConfigError(f"{path} defines no get_config(arg='') -> Config")
+        raise ConfigError(f"{path} defines no get_config(arg='') -> {schema.__name__}")
     try:
         config = module.get_config(argument) if argument else module.get_config()
     except ValueError as error:  # what a config says itself, such as ConfigError
@@ -108,20 +120,22 @@ def load_file(name: str) -> Config:
         raise ConfigError(
             f"{path}: get_config({argument!r}) failed: {type(error).__name__}: {error}"
         ) from error
-    if not isinstance(config, Config):
-        raise ConfigError(f"{path}: get_config must return a Config, not {type(config).__name__}")
+    if not isinstance(config, schema):
+        raise ConfigError(
+            f"{path}: get_config must return a {schema.__name__}, not {type(config).__name__}"
+        )
     return config
 
 
-def to_json(config: Config) -> str:
+def to_json(config: object) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
-def from_json(text: str, where: str = "config") -> Config:
+def from_json(text: str, where: str = "config", schema: type[Schema] = Config) -> Schema:
     """The config that `to_json` wrote. Raises ConfigError naming unknown or ill-typed fields."""
     try:
-        _check_keys(json.loads(text), Config, where)
-        return pydantic.TypeAdapter(Config).validate_json(text, strict=True)
+        _check_keys(json.loads(text), schema, where)
+        return pydantic.TypeAdapter(schema).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
         raise ConfigError(
             "\n".join(f"{where}: {path}: {reason}" for path, reason in readable_faults(error))
@@ -134,14 +148,17 @@ def _check_keys(values: Any, schema: type, where: str, path: str = "") -> None:
     """Raises ConfigError where a key is no field of `schema`: pydantic drops those in silence."""
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: {path.rstrip('.') or 'config'} must be an object with fields")
-    fields = {field.name: field for field in dataclasses.fields(schema)}
+    types_of = typing.get_type_hints(schema)
     for key, value in values.items():
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"fields: {', '.join(fields)}"
+        if key not in types_of:
+            near = difflib.get_close_matches(key, types_of, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"fields: {', '.join(types_of)}"
             raise ConfigError(f"{where}: unknown field '{path}{key}'; {hint}")
-        if dataclasses.is_dataclass(fields[key].default):
-            _check_keys(value, type(fields[key].default), where, f"{path}{key}.")
-    if schema is DataConfig and isinstance(values.get("tasks"), list):
-        for number, task in enumerate(values["tasks"]):
-            _check_keys(task, TaskConfig, where, f"{path}tasks.{number}.")
+        if dataclasses.is_dataclass(types_of[key]):
+            _check_keys(value, types_of[key], where, f"{path}{key}.")
+        elements = [
+            kind for kind in typing.get_args(types_of[key]) if dataclasses.is_dataclass(kind)
+        ]
+        if elements and isinstance(value, list):
+            for number, element in enumerate(value):
+                _check_keys(element, elements[0], where, f"{path}{key}.{number}.")
