@@ -10,6 +10,7 @@ import pathlib
 
 from coin_jax.config import (
     BatchConfig,
+    CheckpointConfig,
     Config,
     ConfigError,
     DataConfig,
@@ -82,6 +83,7 @@ def get_config(arg: str = "") -> Config:
         objective=ObjectiveConfig(method="coin", pooling="decoder_first", contrastive_weight=1.0),
         optimizer=OptimizerConfig(name="adafactor", learning_rate=0.005, warmup_steps=100),
         evaluation=EvaluationConfig(every=1500, instances_per_task=100),
+        checkpoint=CheckpointConfig(every=500),  # a killed run loses two minutes
         training=TrainingConfig(steps=3000, log_every=20),
         data=DataConfig(
             source="tasks",
