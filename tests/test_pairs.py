@@ -57,7 +57,7 @@ def texts(content) -> list[str]:
 
 def test_a_set_is_an_instance_in_two_wordings_and_another_with_another_answer_in_the_same(tmp_path):
     source = make_pair_source(weather_data(tmp_path), 0)
-    wordings = {w.name: w for w in source.tasks[0].training_wordings}
+    wordings = {w.name: w for w in source.definitions[0].training_wordings}
     options = "OPTIONS:\n- wet\n- dry"
     for index, epoch in itertools.product(range(len(source)), range(3)):
         sequences = source.get(index, epoch).sequences
@@ -90,7 +90,7 @@ def test_sets_are_a_pure_function_of_seed_epoch_and_index(tmp_path):
 def test_every_instance_leads_one_set_an_epoch(tmp_path):
     source = make_pair_source(weather_data(tmp_path), 0)
     leads = {source.get(index, 0).sequences[0].pieces for index in range(len(source))}
-    assert len(source) == len(leads) == len(source.tasks[0].training.inputs)
+    assert len(source) == len(leads) == len(source.definitions[0].training.inputs)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 10])
@@ -130,14 +130,16 @@ def test_contents_are_equal_for_equal_input_and_answer_alone(tmp_path):
 
 def test_labels_without_answers_in_the_config_are_their_own_answers(tmp_path):
     data = weather_data(tmp_path, tasks=(TaskConfig("weather", fields={"text": "report"}),))
-    (task,) = make_pair_source(data, 0).tasks
+    (task,) = make_pair_source(data, 0).definitions
     assert task.answers == ("rain", "sun")
 
 
 def test_without_tasks_in_the_config_every_task_of_the_files_is_used_as_it_is(tmp_path):
     rows = [{**row, "inputs": {"report": row["inputs"]["text"]}} for row in weather_rows(20)]
     source = make_pair_source(weather_data(tmp_path, rows, tasks=()), 0)
-    assert [(task.name, task.answers) for task in source.tasks] == [("weather", ("rain", "sun"))]
+    assert [(task.name, task.answers) for task in source.definitions] == [
+        ("weather", ("rain", "sun"))
+    ]
 
 
 BAD_ROWS = {
@@ -186,7 +188,7 @@ def test_files_without_a_usable_row_are_an_error_that_gives_the_first_reason(tmp
 
 def test_rows_per_task_takes_the_first_ones_after_a_shuffle(tmp_path):
     (few,), (more,) = (
-        make_pair_source(weather_data(tmp_path, 200, rows_per_task=count), 0).tasks
+        make_pair_source(weather_data(tmp_path, 200, rows_per_task=count), 0).definitions
         for count in (10, 20)
     )
     few, more = ([row["report"] for row in task.training.inputs] for task in (few, more))
@@ -229,7 +231,7 @@ def test_rows_of_the_evaluation_files_are_asked_in_every_wording(tmp_path):
 
 def test_unseen_wordings_never_come_in_training_and_seen_ones_do(tmp_path):
     source = make_pair_source(weather_data(tmp_path), 3)
-    task = source.tasks[0]
+    task = source.definitions[0]
     shown = {
         text.replace(row["report"], "{report}").replace("OPTIONS:\n- wet\n- dry", "{options_}")
         for row in task.training.inputs
@@ -246,7 +248,7 @@ def test_unseen_wordings_never_come_in_training_and_seen_ones_do(tmp_path):
 def test_a_task_without_evaluation_rows_keeps_some_training_rows_by_their_inputs(tmp_path):
     rows = [row for row in weather_rows(200) for _ in range(2)]
     tasks = [
-        make_pair_source(weather_data(tmp_path, order), seed).tasks[0]
+        make_pair_source(weather_data(tmp_path, order), seed).definitions[0]
         for order, seed in ((rows, 0), (rows[::-1], 0), (rows, 1))
     ]
     training, kept = (

@@ -37,7 +37,7 @@ def test_our_own_templates_are_wordings():
 
 
 def test_all_thirteen_tasks_have_wordings_answers_and_held_out_rows(source):
-    tasks = {task.name: task for task in source.tasks}
+    tasks = {task.name: task for task in source.definitions}
     assert len(tasks) == 13
     for task in tasks.values():
         assert len(task.training_wordings) >= 5
@@ -56,7 +56,7 @@ def test_all_thirteen_tasks_have_wordings_answers_and_held_out_rows(source):
 
 
 def test_real_rows_become_the_prompts_that_flan_writes(source):
-    rte = next(task for task in source.tasks if task.name == "rte")
+    rte = next(task for task in source.definitions if task.name == "rte")
     wording = next(wording for wording in rte.wordings if wording.name == "rte/5")
     prompt = wording.render(
         {"premise": "It rained {all} day.", "hypothesis": "It was wet."},

@@ -52,11 +52,21 @@ class PairSource(Protocol):
 
     notes: tuple[str, ...]
     """What was read, left out and held out, in sentences for the log."""
+    tasks: Mapping[str, range]
+    """The sets of each task: ranges of indices that follow one another and cover all."""
 
     def __len__(self) -> int:
         """Contrastive sets per epoch."""
 
     def get(self, index: int, epoch: int) -> ContrastiveSet: ...
+
+    def single(self, index: int, epoch: int, turn: int | None = None) -> Prompt:
+        """The instance that leads the set, in one of its training wordings (`draw_wording`).
+
+        Without a turn, it has a wording of its own in every epoch, none twice before the others.
+        With one, all instances of a task have the same: number `turn` of the task's own cycle
+        through its wordings, or the next that can ask the instance.
+        """
 
     def evaluation_items(self, instances_per_task: int) -> list[EvaluationItem]:
         """Every wording of some held-out instances of each task that has a fixed set of answers.
@@ -101,11 +111,11 @@ class TaskPairs:
 
     An instance is shown in each ordered choice of two training wordings once before one returns.
 
-    Raises: DataError for a task whose rows all have the same answer.
+    Raises: DataError for a task whose rows all have the same answer, and for two of one name.
     """
 
     def __init__(self, tasks: Sequence[Task], seed: int, notes: Sequence[str] = ()):
-        self.tasks = tuple(tasks)
+        self.definitions = tuple(tasks)
         self.notes = tuple(notes)
         self._seed = seed
         self._options = [render_options(task.answers) for task in tasks]
@@ -120,13 +130,17 @@ class TaskPairs:
         self._starts = list(
             itertools.accumulate((len(task.training.inputs) for task in tasks), initial=0)
         )
+        self.tasks = {}
+        for task, (start, end) in zip(tasks, itertools.pairwise(self._starts), strict=True):
+            if task.name in self.tasks:
+                raise DataError(f"two tasks are called {task.name!r}: give each its own rows")
+            self.tasks[task.name] = range(start, end)
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def get(self, index: int, epoch: int) -> ContrastiveSet:
-        number = bisect.bisect_right(self._starts, index) - 1
-        task, row = self.tasks[number], index - self._starts[number]
+        number, task, row = self._locate(index)
         wordings = draw_wordings(len(task.training_wordings), epoch, mix(self._seed, index))
         negative = self._others[number].draw(row, mix(self._seed, index, epoch))
         return ContrastiveSet(
@@ -138,8 +152,22 @@ class TaskPairs:
             tuple(self._contents[number][member] for member in (row, negative)),
         )
 
+    def single(self, index: int, epoch: int, turn: int | None = None) -> Prompt:
+        number, task, row = self._locate(index)
+        if turn is None:
+            turn, key = epoch, mix(self._seed, index)
+        else:
+            key = stable_hash(self._seed, "wording of a batch", task.name)
+        wording = task.training_wordings[draw_wording(len(task.training_wordings), turn, key)]
+        return self._render(number, wording, task.training, row)
+
+    def _locate(self, index: int) -> tuple[int, Task, int]:
+        """(number of the task, the task, the row in it)."""
+        number = bisect.bisect_right(self._starts, index) - 1
+        return number, self.definitions[number], index - self._starts[number]
+
     def _render(self, number: int, wording: Template, instances: Instances, row: int) -> Prompt:
-        answer = self.tasks[number].answers[instances.labels[row]]
+        answer = self.definitions[number].answers[instances.labels[row]]
         return wording.render(instances.inputs[row], self._options[number], answer)
 
     def evaluation_items(self, instances_per_task: int) -> list[EvaluationItem]:
@@ -153,7 +181,7 @@ class TaskPairs:
                 task.answers,
                 int(task.evaluation.labels[row]),
             )
-            for number, task in enumerate(self.tasks)
+            for number, task in enumerate(self.definitions)
             for row in stratified(task.evaluation.labels, self._seed, task.name)[
                 :instances_per_task
             ]
@@ -161,7 +189,7 @@ class TaskPairs:
         ]
 
     def tightest(self) -> Iterator[tuple[str, Prompt]]:
-        for task, options in zip(self.tasks, self._options, strict=True):
+        for task, options in zip(self.definitions, self._options, strict=True):
             for wording, answer in itertools.product(task.wordings, task.answers):
                 empty = dict.fromkeys(wording.placeholders, "")
                 yield (
@@ -199,11 +227,14 @@ class OtherAnswer:
 def draw_wordings(count: int, epoch: int, key: int) -> tuple[int, int]:
     """Two different ones of `count` wordings; none of the ordered choices comes twice in
     count * (count - 1) successive epochs."""
-    choices = count * (count - 1)
-    steps = _full_steps(choices)
-    step = steps[mix(key) % len(steps)]
-    first, second = divmod((key + epoch * step) % choices, count - 1)
+    first, second = divmod(draw_wording(count * (count - 1), epoch, key), count - 1)
     return first, second + (second >= first)
+
+
+def draw_wording(count: int, turn: int, key: int) -> int:
+    """One of `count` wordings; `count` successive turns have each once."""
+    steps = _full_steps(count)
+    return (key + turn * steps[mix(key) % len(steps)]) % count
 
 
 @functools.cache

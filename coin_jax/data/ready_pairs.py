@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from coin_jax.config import DataConfig
-from coin_jax.data.draws import mix
+from coin_jax.data.draws import mix, stable_hash
 from coin_jax.data.pairs import (
     ContrastiveSet,
     EvaluationItem,
     OtherAnswer,
     content_hash,
+    draw_wording,
     stratified,
 )
 from coin_jax.data.sources import DataError, PairRow, collect, expand_files, read_pair_rows
@@ -106,15 +107,17 @@ class ReadyPairs:
         notes: Sequence[str] = (),
     ):
         self.notes = tuple(notes)
-        self._units, self._evaluation, self._seed = list(units), list(evaluation), seed
-        self._members = _rows_by_task(unit[0] for unit in units)
+        self._evaluation, self._seed = list(evaluation), seed
+        members = _rows_by_task(unit[0] for unit in units)
+        self._units = [units[number] for numbers in members.values() for number in numbers]
+        self.tasks: dict[str, range] = {}
         self._others: dict[str, OtherAnswer] = {}
-        self._place_in_task = [0] * len(units)
-        for task, members in self._members.items():
-            for place, number in enumerate(members):
-                self._place_in_task[number] = place
-            if any(len(self._units[number]) == 1 for number in members):
-                targets = [self._units[number][0].target for number in members]
+        end = 0
+        for task, numbers in members.items():
+            start, end = end, end + len(numbers)
+            self.tasks[task] = range(start, end)
+            if any(len(unit) == 1 for unit in self._units[start:end]):
+                targets = [unit[0].target for unit in self._units[start:end]]
                 labels = np.unique(targets, return_inverse=True)[1]
                 self._others[task] = OtherAnswer(labels, task)
 
@@ -125,14 +128,21 @@ class ReadyPairs:
         unit = self._units[index]
         if len(unit) == 1:
             task = unit[0].task
-            place = self._others[task].draw(
-                self._place_in_task[index], mix(self._seed, index, epoch)
-            )
-            unit += self._units[self._members[task][place]][:1]
+            start = self.tasks[task].start
+            place = self._others[task].draw(index - start, mix(self._seed, index, epoch))
+            unit += self._units[start + place][:1]
         return ContrastiveSet(
             tuple(prompt for row in unit for prompt in _prompts(row)),
             tuple(content_hash([row.original], row.target) for row in unit),
         )
+
+    def single(self, index: int, epoch: int, turn: int | None = None) -> PairPrompt:
+        row = self._units[index][0]
+        if turn is None:
+            turn, key = epoch, mix(self._seed, index)
+        else:
+            key = stable_hash(self._seed, "wording of a batch", row.task)
+        return _prompts(row)[draw_wording(2, turn, key)]
 
     def evaluation_items(self, instances_per_task: int) -> list[EvaluationItem]:
         """Items of the tasks with a closed set of answers; both columns' wordings count as seen,
