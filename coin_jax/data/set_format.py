@@ -11,11 +11,19 @@ of row numbers in its split.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import hashlib
 import json
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import pydantic
+import pydantic_core
+
+from coin_jax.config import readable_faults
+from coin_jax.data.sources import DataError
 from coin_jax.data.templates import OPTIONS, parse_template
 
 FORMAT = "coin_jax contrastive set"
@@ -82,8 +90,11 @@ class Shard:
     """One Parquet file of a split."""
 
     file: str
+    """Its name in the set's folder."""
     rows: int
+    bytes: int
     sha256: str
+    """Of the file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +113,7 @@ class Manifest:
     tasks: tuple[InstructionTask, ...]
     splits: Mapping[str, Split]
     content_hash: str
-    """Of the tasks and the shards: two sets with the same hold the same."""
+    """`set_hash` of the tasks and the splits: two sets with the same hold the same."""
     record: Mapping[str, Any]
     """How it was made, for people: seed, config, versions, counts by task and filter, licences."""
 
@@ -111,3 +122,118 @@ def manifest_json(manifest: Manifest) -> str:
     """The text of manifest.json."""
     content = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(manifest)}
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def set_hash(tasks: Sequence[InstructionTask], splits: Mapping[str, Split]) -> str:
+    """SHA-256 of what a set holds, without the record of how it was made."""
+    content = [dataclasses.asdict(part) for part in (*tasks, *(splits[name] for name in SPLITS))]
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def read_manifest(folder: pathlib.Path) -> Manifest:
+    """The manifest of the set in a folder, checked against itself and the shards' sizes.
+
+    Raises: DataError for a folder without one, another format or version, fields that are missing,
+    ill-typed or contradict each other, and for shards that are missing or of another size.
+    """
+    path = pathlib.Path(folder) / MANIFEST
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{folder}: no contrastive set here: {path.name} cannot be read "
+            f"({error.strerror}); python -m coin_jax.paraphrase builds sets"
+        ) from None
+    try:
+        content = pydantic_core.from_json(text)
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise DataError(f'{path}: not the manifest of a set, which has "format": "{FORMAT}"')
+    if content.get("version") != VERSION:
+        raise DataError(
+            f"{path}: version {content.get('version')!r:.20} of the format; this program reads "
+            f"version {VERSION}. Build the set again, or read it with the program that built it"
+        )
+    try:
+        manifest = pydantic.TypeAdapter(Manifest).validate_json(text, strict=True)
+    except pydantic.ValidationError as error:
+        faults = [f"{field}: {reason:.200}" for field, reason in readable_faults(error)]
+    else:
+        faults = list(_faults(manifest)) or list(_shard_faults(manifest, path.parent))
+    if faults:
+        more = [f"and {len(faults) - 5} more"] if len(faults) > 5 else []
+        raise DataError("\n".join(f"{path}: {fault}" for fault in faults[:5] + more))
+    return manifest
+
+
+def _faults(manifest: Manifest) -> Iterator[str]:
+    """Where a manifest contradicts itself, as `field: reason`."""
+    if not manifest.tasks:
+        yield "tasks: there are none"
+    yield from _repeated("tasks", [task.name for task in manifest.tasks])
+    for number, task in enumerate(manifest.tasks):
+        where = f"tasks.{number} ({task.name!r})"
+        yield from _repeated(f"{where}.fields", task.fields)
+        yield from _repeated(f"{where}.answers", task.answers)
+        yield from _repeated(f"{where}.wordings", [wording.name for wording in task.wordings])
+        known = {*task.fields, OPTIONS} if task.answers else {*task.fields}
+        for wording in task.wordings:
+            try:
+                unknown = parse_template(wording.template, wording.name).placeholders - known
+            except DataError as error:
+                yield f"{where}.wordings: {error}"
+                continue
+            if unknown:
+                yield (
+                    f"{where}.wordings: {wording.name!r} has the placeholder {{{min(unknown)}}}; "
+                    f"the task has {', '.join(sorted(known))}"
+                )
+    if manifest.splits.keys() != set(SPLITS):
+        yield f"splits: must be {' and '.join(SPLITS)}, not {', '.join(manifest.splits) or 'none'}"
+        return
+    for name, split in manifest.splits.items():
+        where = f"splits.{name}"
+        if len(split.rows_of_task) != len(manifest.tasks):
+            yield (
+                f"{where}.rows_of_task: {len(split.rows_of_task)} numbers for "
+                f"{len(manifest.tasks)} tasks"
+            )
+        counts = (*split.rows_of_task, *(shard.rows for shard in split.shards))
+        if not all(0 <= count < 2**48 for count in counts):
+            yield f"{where}: a number of rows that cannot be"
+            continue
+        rows = sum(shard.rows for shard in split.shards)
+        if sum(split.rows_of_task) != rows:
+            yield f"{where}: {rows} rows in the shards, {sum(split.rows_of_task)} in the tasks"
+    shards = [shard.file for split in manifest.splits.values() for shard in split.shards]
+    yield from _repeated("splits", shards)
+    for file in shards:
+        if file in ("", ".", "..") or any(mark in file for mark in "/\\\0"):
+            yield f"splits: {file!r} is not the name of a file in the set's folder"
+    if manifest.content_hash != set_hash(manifest.tasks, manifest.splits):
+        yield "content_hash: does not fit the tasks and splits, which were changed after building"
+
+
+def _shard_faults(manifest: Manifest, folder: pathlib.Path) -> Iterator[str]:
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            try:
+                size = (folder / shard.file).stat().st_size
+            except OSError as error:
+                yield f"shard {shard.file}: {error.strerror}; is the copy complete?"
+                continue
+            if size != shard.bytes:
+                yield (
+                    f"shard {shard.file}: {size} bytes instead of {shard.bytes}; is the copy "
+                    "complete?"
+                )
+
+
+def _repeated(field: str, names: Sequence[str]) -> Iterator[str]:
+    if len(set(names)) < len(names):
+        name, count = collections.Counter(names).most_common(1)[0]
+        yield f"{field}: {name!r} stands there {count} times"
+    if not all(names):
+        yield f"{field}: an empty name"
