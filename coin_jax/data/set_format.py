@@ -126,7 +126,10 @@ def manifest_json(manifest: Manifest) -> str:
 
 def set_hash(tasks: Sequence[InstructionTask], splits: Mapping[str, Split]) -> str:
     """SHA-256 of what a set holds, without the record of how it was made."""
-    content = [dataclasses.asdict(part) for part in (*tasks, *(splits[name] for name in SPLITS))]
+    content = {
+        "tasks": [dataclasses.asdict(task) for task in tasks],
+        "splits": {name: dataclasses.asdict(split) for name, split in splits.items()},
+    }
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
