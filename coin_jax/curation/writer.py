@@ -10,9 +10,7 @@ second pass, a row group at a time.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 import shutil
@@ -37,6 +35,8 @@ from coin_jax.data.set_format import (
     Shard,
     Split,
     manifest_json,
+    read_manifest,
+    set_hash,
 )
 from coin_jax.data.sources import DataError
 
@@ -122,7 +122,8 @@ class SetWriter:
 
         record: how it was made, JSON (`set_format.Manifest.record`).
 
-        Raises: DataError where there is no row to train on, or the output has appeared meanwhile.
+        Raises: DataError where there is no row to train on, where the tasks contradict themselves,
+        or the output has appeared meanwhile.
         """
         splits = {name: split.finish() for name, split in self._splits.items()}
         if not splits["train"].shards:
@@ -131,6 +132,7 @@ class SetWriter:
         card = dataset_card(manifest, self._output.name)
         (self.folder / CARD).write_text(card, encoding="utf-8")
         (self.folder / MANIFEST).write_text(manifest_json(manifest), encoding="utf-8")
+        manifest = read_manifest(self.folder)  # nothing takes a set's place that cannot be read
         self._check_output()
         self._take_place()
         return manifest
@@ -158,16 +160,6 @@ class SetWriter:
             os.rename(replaced, self._output)
             raise
         shutil.rmtree(replaced, ignore_errors=True)
-
-
-def set_hash(tasks: Sequence[InstructionTask], splits: Mapping[str, Split]) -> str:
-    """SHA-256 of the tasks and the shards, hexadecimal."""
-    content = {
-        "tasks": [dataclasses.asdict(task) for task in tasks],
-        "splits": {name: dataclasses.asdict(split) for name, split in splits.items()},
-    }
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def arrow_schema(split: str) -> pyarrow.Schema:
@@ -301,7 +293,8 @@ def _parquet_writer(path: pathlib.Path, schema: pyarrow.Schema) -> pyarrow.parqu
 def _described(path: pathlib.Path) -> Shard:
     with open(path, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Shard(path.name, pyarrow.parquet.read_metadata(path).num_rows, digest)
+    rows = pyarrow.parquet.read_metadata(path).num_rows
+    return Shard(path.name, rows, path.stat().st_size, digest)
 
 
 class _Stream:
