@@ -78,14 +78,14 @@ def collect(
 def read_task_rows(files: Iterable[pathlib.Path]) -> Iterator[TaskRow | DataError]:
     """Rows {"task", "inputs": {field: text}, "label"} of JSONL files."""
     for where, record in _read_jsonl(files):
-        yield _attempt(_task_row, where, record)
+        yield attempt(task_row, where, record)
 
 
 def read_pair_rows(files: Iterable[pathlib.Path]) -> Iterator[PairRow | DataError]:
     """Rows of CSV, JSONL or Parquet files with the columns `original_instruction`,
     `paraphrased_instruction`, `targets`, and `task` or `task_name`; other columns are ignored."""
     readers = {
-        ".csv": _read_csv,
+        ".csv": read_csv,
         ".jsonl": lambda file: _read_jsonl([file]),
         ".json": lambda file: _read_jsonl([file]),
         ".parquet": _read_parquet,
@@ -94,7 +94,7 @@ def read_pair_rows(files: Iterable[pathlib.Path]) -> Iterator[PairRow | DataErro
         if file.suffix.lower() not in readers:
             raise DataError(f"{file}: ready pairs are read from {', '.join(readers)} files")
         for where, record in readers[file.suffix.lower()](file):
-            yield _attempt(_pair_row, where, record)
+            yield attempt(pair_row, where, record)
 
 
 def read_text(files: Iterable[pathlib.Path]) -> Iterator[str | DataError]:
@@ -103,13 +103,14 @@ def read_text(files: Iterable[pathlib.Path]) -> Iterator[str | DataError]:
         if isinstance(line, DataError):
             yield line
         elif line.strip():
-            yield _attempt(lambda _, text: text, where, line)
+            yield attempt(lambda _, text: text, where, line)
 
 
 Record = Mapping[str, Any] | DataError
 
 
-def _attempt(make: Callable[[str, Any], Any], where: str, record: Record | str) -> Any:
+def attempt(make: Callable[[str, Any], Any], where: str, record: Record | str) -> Any:
+    """What `make` makes of a record, or the DataError that it raises or that the record is."""
     if isinstance(record, DataError):
         return record
     try:
@@ -118,7 +119,11 @@ def _attempt(make: Callable[[str, Any], Any], where: str, record: Record | str) 
         return error
 
 
-def _task_row(where: str, record: Mapping[str, Any]) -> TaskRow:
+def task_row(where: str, record: Mapping[str, Any]) -> TaskRow:
+    """A row {"task", "inputs": {field: text}, "label"}.
+
+    Raises: DataError naming the place and the field, as `pair_row` does.
+    """
     inputs = record.get("inputs")
     if not isinstance(inputs, dict) or not inputs:
         raise DataError(f"{where}: `inputs` must map field names to texts, and is {inputs!r}")
@@ -126,16 +131,15 @@ def _task_row(where: str, record: Mapping[str, Any]) -> TaskRow:
     if isinstance(label, int) and not isinstance(label, bool):
         label = str(label)
     return TaskRow(
-        _text(where, "task", record.get("task")),
-        {name: _text(where, f"inputs.{name}", value) for name, value in inputs.items()},
-        _text(where, "label", label),
+        checked_text(where, "task", record.get("task")),
+        {name: checked_text(where, f"inputs.{name}", value) for name, value in inputs.items()},
+        checked_text(where, "label", label),
         where,
     )
 
 
-def _pair_row(where: str, record: Mapping[str, Any]) -> PairRow:
-    if None in record:  # csv.DictReader's name for cells without a column
-        raise DataError(f"{where}: more cells than columns; is a comma not quoted?")
+def pair_row(where: str, record: Mapping[str, Any]) -> PairRow:
+    """A row with the columns of ready pairs."""
     task_column = next((name for name in TASK_COLUMNS if name in record), None)
     missing = [name for name in PAIR_COLUMNS if name not in record]
     if task_column is None:
@@ -144,11 +148,15 @@ def _pair_row(where: str, record: Mapping[str, Any]) -> PairRow:
         raise DataError(
             f"{where}: no column {', '.join(missing)}; the columns are {', '.join(record)}"
         )
-    texts = (_text(where, name, record[name]) for name in (task_column, *PAIR_COLUMNS))
+    texts = (checked_text(where, name, record[name]) for name in (task_column, *PAIR_COLUMNS))
     return PairRow(*texts, where)
 
 
-def _text(where: str, name: str, value: Any) -> str:
+def checked_text(where: str, name: str, value: Any) -> str:
+    """The value, where it is text that is not blank.
+
+    Raises: DataError naming the place and the field.
+    """
     if not isinstance(value, str):
         reason = "is missing" if value is None else f"must be text, and is {value!r}"
         raise DataError(f"{where}: `{name}` {reason}")
@@ -172,42 +180,61 @@ def _read_lines(files: Iterable[pathlib.Path]) -> Iterator[tuple[str, str | Data
             with opener(file, "rb") as stream:
                 for number, line in enumerate(stream, start=1):
                     where = f"{file}:{number}"
-                    try:
-                        yield where, line.decode("utf-8").removeprefix("\ufeff").rstrip("\r\n")
-                    except UnicodeDecodeError as error:
-                        reason = f"{where}: not valid UTF-8 at byte {error.start + 1} of the line"
-                        yield where, DataError(reason)
+                    yield where, decode_line(where, line)
         except (OSError, EOFError) as error:
             raise DataError(f"{file}: cannot be read after line {number}: {error}") from None
 
 
+def decode_line(where: str, line: bytes) -> str | DataError:
+    """A line of text without its end."""
+    try:
+        return line.decode("utf-8").removeprefix("\ufeff").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        return DataError(f"{where}: not valid UTF-8 at byte {error.start + 1} of the line")
+
+
+def json_row(where: str, line: str | DataError) -> Record:
+    """The JSON object that a line holds."""
+    if isinstance(line, DataError):
+        return line
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return DataError(f"{where}: not JSON: {error}")
+    if not isinstance(record, dict):
+        return DataError(f"{where}: a row must be a JSON object, and is {record!r:.80}")
+    return record
+
+
 def _read_jsonl(files: Iterable[pathlib.Path]) -> Iterator[tuple[str, Record]]:
     for where, line in _read_lines(files):
-        if isinstance(line, DataError):
-            yield where, line
-        elif line.strip():
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield where, DataError(f"{where}: not JSON: {error}")
-                continue
-            if not isinstance(record, dict):
-                record = DataError(f"{where}: a row must be a JSON object, and is {record!r:.80}")
-            yield where, record
+        if isinstance(line, DataError) or line.strip():
+            yield where, json_row(where, line)
 
 
-def _read_csv(file: pathlib.Path) -> Iterator[tuple[str, Record]]:
+def read_csv(file: pathlib.Path, delimiter: str = ",") -> Iterator[tuple[str, Record]]:
+    """(place, row) of a CSV or TSV file, which may be gzipped; its first line names the columns.
+
+    Cells that are missing are None.
+    """
+    opener = gzip.open if file.suffix == ".gz" else open
     # Bytes that are not UTF-8 pass as surrogates, so that the row that holds them can be named.
-    with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        rows = csv.DictReader(stream, strict=True)  # strict: a quote left open is an error
+    with opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        # strict: a quote left open is an error
+        rows = csv.DictReader(stream, delimiter=delimiter, strict=True)
         while True:
             where = f"{file}:{max(2, rows.line_num + 1)}"  # the first line names the columns
             try:
-                yield where, next(rows)
+                row = next(rows)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield where, DataError(f"{where}: not CSV: {error}")
+                row = DataError(f"{where}: not CSV: {error}")
+            else:
+                if None in row:  # csv.DictReader's name for cells without a column
+                    reason = "more cells than columns; is a comma not quoted?"
+                    row = DataError(f"{where}: {reason}")
+            yield where, row
 
 
 def _read_parquet(file: pathlib.Path) -> Iterator[tuple[str, Record]]:
