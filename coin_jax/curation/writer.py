@@ -238,7 +238,7 @@ class _SplitWriter:
             if self._shard is None:
                 self._shards.append(self._folder / f"{self._split}-{len(self._shards):05d}.parquet")
                 self._shard = _parquet_writer(self._shards[-1], self._schema)
-            self._shard.write_table(pyarrow.table(self._buffer, self._schema))
+            self._shard.write_table(pyarrow.table(self._buffer, schema=self._schema))
             for column in self._buffer.values():
                 column.clear()
             self._rows_in_shard += rows
