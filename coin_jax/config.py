@@ -321,6 +321,7 @@ def problems(config: Config) -> Iterator[str]:
         "model.decoder_start_token_id",
         "data.held_out_wordings",
         "data.rows_per_task",
+        "data.mixture_cap",
         "objective.contrastive_weight",
         "objective.z_loss",
         "optimizer.warmup_steps",
@@ -332,6 +333,7 @@ def problems(config: Config) -> Iterator[str]:
     ):
         yield from refuse_unless(value(path) >= 0, path, "at least 0")
     for path in (
+        "data.mixture_temperature",
         "objective.temperature",
         "optimizer.learning_rate",
         "optimizer.epsilon",
@@ -421,7 +423,29 @@ def problems(config: Config) -> Iterator[str]:
             "data.template_files",
             "given: rows become prompts through templates",
         )
+    weights = config.data.mixture_weights
+    yield from refuse_unless(
+        all(0 < weight < math.inf for weight in weights.values()),
+        "data.mixture_weights",
+        "positive numbers by task; a task that is not named has no share",
+    )
+    for field, none in (("mixture_cap", 0), ("mixture_temperature", 1.0)):
+        yield from refuse_unless(
+            not weights or value(f"data.{field}") == none,
+            f"data.{field}",
+            f"{none}: data.mixture_weights say the shares already",
+        )
+    if config.batch.mode != "pairs":
+        yield from refuse_unless(
+            config.objective.method != "coin" and config.data.source != "text",
+            "batch.mode",
+            "'pairs' for objective.method 'coin', which needs them, and for data.source 'text', "
+            "which has no wordings",
+        )
     if config.data.source == "text":
+        for field, none in (("weights", {}), ("cap", 0), ("temperature", 1.0)):
+            path = f"data.mixture_{field}"
+            yield from refuse_unless(value(path) == none, path, f"{none}: plain text has no tasks")
         yield from refuse_unless(
             config.objective.method != "coin",
             "objective.method",

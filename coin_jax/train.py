@@ -20,8 +20,14 @@ from rich.console import Console
 from coin_jax.config import Config, ConfigError, validate
 from coin_jax.config_files import load, to_json
 from coin_jax.data.collection import make_pair_source
+from coin_jax.data.mixture import Mixture, make_mixture
 from coin_jax.data.packing import PackingError
-from coin_jax.data.pairs import EvaluationItem, TokenizedPairs, training_texts
+from coin_jax.data.pairs import (
+    EvaluationItem,
+    TokenizedInstances,
+    TokenizedPairs,
+    training_texts,
+)
 from coin_jax.data.pipeline import BatchPipeline
 from coin_jax.data.sources import DataError, expand_files, read_text
 from coin_jax.data.span_corruption import SpanCorruption, read_tokens
@@ -63,7 +69,7 @@ def run(config: Config, console: Console) -> int:
     ):
         saved = checkpoints.saved_config()
         suite = build_suite(config, console)
-        tokenizer, source, items = build_data(config, saved, console, status.update)
+        tokenizer, source, mixture, items = build_data(config, saved, console, status.update)
         status.update("making the model")
         config, pretrained = build_architecture(config, saved, tokenizer)
         model = T5(config.model)
@@ -88,7 +94,7 @@ def run(config: Config, console: Console) -> int:
         shardings = batch_shardings(mesh)
         status.update("starting the data pipeline")
         with (
-            open_pipeline(source, config, position) as batches,
+            open_pipeline(source, mixture, config, position) as batches,
             MetricLog(directory, config, int(state.step)) as log,
         ):
             status.stop()  # the progress bar takes its place
@@ -135,8 +141,10 @@ def run(config: Config, console: Console) -> int:
 
 def build_data(
     config: Config, saved: Config | None, console: Console, say: Callable[[str], None]
-) -> tuple[Tokenizer, Any, Sequence[EvaluationItem]]:
-    """(tokenizer, what the pipeline packs, held-out questions). Raises DataError.
+) -> tuple[Tokenizer, Any, Mixture | None, Sequence[EvaluationItem]]:
+    """(tokenizer, what the pipeline packs, in which mixture, held-out questions).
+
+    Raises: DataError.
 
     saved: the config of the checkpoint that the run goes on from, or None.
     """
@@ -154,15 +162,21 @@ def build_data(
         )
         note = f"{len(tokens):,} tokens in {len(files)} files; {len(skipped)} lines skipped"
         console.print(note, highlight=False)
-        return tokenizer, SpanCorruption(tokens, tokenizer, config.batch, data, seed), []
+        return tokenizer, SpanCorruption(tokens, tokenizer, config.batch, data, seed), None, []
+    if config.batch.mode != "pairs":  # a row that would be a hard negative is trained on as well
+        data = dataclasses.replace(data, odd_rows_are_hard_negatives=False)
     pairs = make_pair_source(data, seed)
     for note in pairs.notes:
         console.print(note, highlight=False)
     tokenizer = build_tokenizer(config, saved, training_texts(pairs, seed), say)
     say("tokenising the data")
-    source = TokenizedPairs(pairs, tokenizer, config.batch, data.bad_rows)
+    tokenized = TokenizedPairs if config.batch.mode == "pairs" else TokenizedInstances
+    source = tokenized(pairs, tokenizer, config.batch, data.bad_rows)
+    mixture = make_mixture(source.source.tasks, data, seed)
+    if mixture is not None:
+        console.print(mixture.note, highlight=False)
     items = source.source.evaluation_items(config.evaluation.instances_per_task)
-    return tokenizer, source, items
+    return tokenizer, source, mixture, items
 
 
 def build_suite(config: Config, console: Console) -> Suite | None:
@@ -227,13 +241,16 @@ def described_state(model: T5, optimizer: Any, config: Config, mesh: jax.shardin
     )
 
 
-def open_pipeline(source: Any, config: Config, position: dict[str, int] | None) -> BatchPipeline:
+def open_pipeline(
+    source: Any, mixture: Mixture | None, config: Config, position: dict[str, int] | None
+) -> BatchPipeline:
     """This host's batches from `position` on, or from the start. Raises ConfigError."""
     try:
         return BatchPipeline(
             source,
             config.batch,
             config.seed,
+            mixture=mixture,
             host_index=jax.process_index(),
             host_count=jax.process_count(),
             decoder_start_token_id=config.model.decoder_start_token_id,
@@ -277,9 +294,12 @@ def describe_run(config: Config, state, mesh, sets: int, questions: int, console
     count = sum(array.size for array in jax.tree.leaves(state.params))
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
     kind = jax.devices()[0].platform.upper()
+    kind_of_set = "sets" if config.batch.mode == "pairs" else "instances"
+    if config.data.source == "text":
+        kind_of_set = "windows"
     facts = [
         f"{count / 1e6:.1f} M parameters on {mesh.size} {kind} device" + "s" * (mesh.size > 1),
-        f"{sets:,} {'windows' if config.data.source == 'text' else 'sets'} an epoch",
+        f"{sets:,} {kind_of_set} an epoch",
         f"{questions:,} questions held out",
     ]
     facts[0] += f" ({axes})" if axes else ""

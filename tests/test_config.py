@@ -79,6 +79,7 @@ REFUSED = [
             "model.decoder_start_token_id",
             "data.held_out_wordings",
             "data.rows_per_task",
+            "data.mixture_cap",
             "optimizer.warmup_steps",
             "evaluation.every",
             "checkpoint.every",
@@ -97,6 +98,7 @@ REFUSED = [
     *[
         ({path: value}, path, repr(value), "greater than 0")
         for path in [
+            "data.mixture_temperature",
             "objective.temperature",
             "optimizer.learning_rate",
             "optimizer.epsilon",
@@ -133,6 +135,54 @@ REFUSED = [
         "optimizer.final_learning_rate_fraction",
         "1.5",
         "between 0 and 1",
+    ),
+    *[
+        (
+            {"data.mixture_weights": {"a": 1.0, "b": bad}},
+            "data.mixture_weights",
+            str(bad),
+            "positive",
+        )
+        for bad in (0.0, -1.0, float("inf"))
+    ],
+    *[
+        (
+            {"data.mixture_weights": {"a": 1.0}, f"data.{field}": other},
+            f"data.{field}",
+            str(other),
+            "data.mixture_weights say the shares already",
+        )
+        for field, other in (("mixture_cap", 5), ("mixture_temperature", 2.0))
+    ],
+    *[
+        (
+            {
+                "data.source": "text",
+                "data.files": ("x",),
+                "objective.method": "cross_entropy",
+                field: other,
+            },
+            field,
+            str(other),
+            "plain text has no tasks",
+        )
+        for field, other in (
+            ("data.mixture_cap", 5),
+            ("data.mixture_temperature", 2.0),
+            ("data.mixture_weights", {"a": 1.0}),
+        )
+    ],
+    ({"batch.mode": "one_wording"}, "batch.mode", "'one_wording'", "'pairs' for objective.method"),
+    (
+        {
+            "batch.mode": "mixed_wordings",
+            "objective.method": "cross_entropy",
+            "data.source": "text",
+            "data.files": ("x",),
+        },
+        "batch.mode",
+        "'mixed_wordings'",
+        "no wordings",
     ),
     ({"data.noise_density": 1.0}, "data.noise_density", "1.0", "in (0, 1)"),
     ({"data.mean_noise_span_length": 0.5}, "data.mean_noise_span_length", "0.5", "at least 1"),

@@ -12,24 +12,30 @@ import numpy as np
 _ROUNDS = 8
 
 
-def shuffled(positions, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def shuffled(
+    positions, size: int | np.ndarray, seed: int | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Where the endless shuffled stream over `size` items stands at `positions`.
 
-    positions: integers >= 0, any shape [n]. Returns (epochs, indices), int64 [n]: the positions
+    positions: integers >= 0 [n]; size and seed may be arrays [n], for positions in n streams, and
+    seeds are uint64 then. Returns (epochs, indices), int64 [n]: the positions
     [e * size, (e + 1) * size) are a permutation of all indices, a different one for every e.
     """
-    if size < 1:
+    positions = np.atleast_1d(np.asarray(positions, np.int64))
+    size = np.broadcast_to(np.asarray(size, np.int64), positions.shape)
+    if size.min(initial=1) < 1:
         raise ValueError("there is nothing to shuffle: the data source is empty")
-    epochs, places = np.divmod(np.atleast_1d(np.asarray(positions, np.int64)), size)
-    keys = _mix(epochs.astype(np.uint64) ^ _mix(np.array([seed % 2**64], np.uint64)))
-    bits = max(1, (size - 1).bit_length())
+    seed = seed if isinstance(seed, np.ndarray) else np.array([seed % 2**64], np.uint64)
+    epochs, places = np.divmod(positions, size)
+    keys = _mix(epochs.astype(np.uint64) ^ _mix(seed))
+    bits = np.maximum(1, np.frexp((size - 1).astype(np.float64))[1]).astype(np.uint64)
     indices = places.astype(np.uint64)
     walking = np.arange(len(indices))
     # The network permutes [0, 2^bits), less than twice `size`: whoever lands outside walks on
     # along his cycle, which must come back inside.
     while len(walking):
-        indices[walking] = _feistel(indices[walking], keys[walking], bits)
-        walking = walking[indices[walking] >= size]
+        indices[walking] = _feistel(indices[walking], keys[walking], bits[walking])
+        walking = walking[indices[walking] >= size[walking].astype(np.uint64)]
     return epochs, indices.astype(np.int64)
 
 
@@ -41,14 +47,15 @@ def random_bits(count: int, *numbers: int) -> np.ndarray:
     return _mix(key + np.arange(count, dtype=np.uint64))
 
 
-def _feistel(values: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
+def _feistel(values: np.ndarray, keys: np.ndarray, bits: np.ndarray) -> np.ndarray:
     """Permutes [0, 2^bits); the halves may differ by a bit, so they take turns instead of swapping.
 
     Each half-step adds to one half a hash of the other, which can be undone: a bijection.
     """
-    low_bits = np.uint64(bits // 2)
-    low_mask = np.uint64((1 << (bits // 2)) - 1)
-    high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
+    one = np.uint64(1)
+    low_bits = bits >> one
+    low_mask = (one << low_bits) - one
+    high_mask = (one << (bits - low_bits)) - one
     low, high = values & low_mask, values >> low_bits
     for turn in range(_ROUNDS):
         round_keys = _mix(keys + np.uint64(turn))

@@ -118,6 +118,10 @@ class PackedStream:
         )
         return Batch(sets, rows)
 
+    def restart(self) -> None:
+        """Forgets what was fetched ahead, for a `fetch` that has changed; the state stays."""
+        self._waiting, self._next = [], self.position
+
     def _at(self, i: int) -> _Waiting:
         """The i-th waiting set, fetched when it is first looked at."""
         while len(self._waiting) <= i:

@@ -324,3 +324,12 @@ class TokenizedPairs:
             content.contents,
             sum(prompt.was_cut for prompt in encoded),
         )
+
+
+class TokenizedInstances(TokenizedPairs):
+    """Each set's leading instance alone, as ids: what the batch modes without pairs pack."""
+
+    def tokenized(self, index: int, epoch: int, turn: int | None = None) -> TokenizedSet:
+        prompt = self.source.single(index, epoch, turn)
+        (encoded,) = encode_prompts(self._tokenizer, [prompt], *self._lengths)
+        return TokenizedSet([encoded.input], [encoded.target], cut=int(encoded.was_cut))

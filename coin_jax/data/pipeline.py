@@ -3,12 +3,16 @@
 The global batch is made of `BatchConfig.shards` independent streams, shard k taking the positions
 k, k + shards, ... of one shuffled stream and filling its own block of rows. A host computes the
 shards it owns and nothing else, so the global batch does not depend on the number of hosts.
+
+In batch mode `one_wording` the number of the global batch says which wording all of it has, so what
+a shard has fetched ahead of a batch is fetched again in the next one's wording.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import os
 import threading
 import weakref
@@ -18,6 +22,7 @@ from typing import Protocol
 import numpy as np
 
 from coin_jax.config import BatchConfig, ConfigError
+from coin_jax.data.mixture import Mixture
 from coin_jax.data.order import shuffled
 from coin_jax.data.packing import (
     MAX_LOOKAHEAD,
@@ -36,13 +41,16 @@ _COUNTS = ("batches", "sets", "pairs", "sequences", "cut", "encoder_tokens", "de
 
 
 class TokenizedSource(Protocol):
-    """What a pipeline reads: random access, a pure function of (index, epoch)."""
+    """What a pipeline reads: random access, a pure function of its arguments."""
 
     def __len__(self) -> int:
         """Sets per epoch."""
 
     def tokenized(self, index: int, epoch: int) -> TokenizedSet:
-        """The set `index`, in the wording it has in this epoch."""
+        """The set `index`, in the wording it has in this epoch.
+
+        In batch mode `one_wording` a third argument is given, the number of the batch.
+        """
 
 
 class BatchPipeline:
@@ -57,6 +65,7 @@ class BatchPipeline:
     or call `close`, so that no thread outlives it.
 
     Args:
+      mixture: the order of the data, where it is not one shuffle of all sets.
       start_state: what `state` returned; it must cover this host's shards.
       gather: an int32 array of this host -> those of all hosts, in order, for `state`.
 
@@ -70,6 +79,7 @@ class BatchPipeline:
         batch: BatchConfig,
         seed: int,
         *,
+        mixture: Mixture | None = None,
         host_index: int = 0,
         host_count: int = 1,
         decoder_start_token_id: int = 0,
@@ -81,6 +91,10 @@ class BatchPipeline:
         shards = _shards_of_host(batch, host_index, host_count)
         self._gather = gather
         self._order = {"seed": seed, "sets": len(source), "shards": batch.shards}
+        order = functools.partial(shuffled, size=len(source), seed=seed)
+        if mixture is not None:
+            order = mixture
+            self._order["mixture"] = mixture.fingerprint
         self._shards = shards
         state = start_state or self._order | {
             f"{kind}_{shard}": 0 for shard in shards for kind in ("position", "taken")
@@ -90,9 +104,17 @@ class BatchPipeline:
         room = Room(rows, batch.encoder_length, batch.decoder_length, batch.segments_per_row)
         self._tokens = len(shards) * rows * np.array([room.encoder_length, room.decoder_length])
         self._state = np.array([[state[f"position_{k}"], state[f"taken_{k}"]] for k in shards])
+        self._first_batch = state.get("batch", 0)
         self._counts = np.zeros(len(_COUNTS), np.int64)
         self._producer = _Producer(
-            source, room, batch, seed, shards, self._state.tolist(), decoder_start_token_id
+            source,
+            order,
+            room,
+            batch,
+            shards,
+            self._state.tolist(),
+            self._first_batch,
+            decoder_start_token_id,
         )
         # A list, so that closing it needs no reference to the pipeline.
         self._iterators = [_prefetched(self._producer, room, len(shards), batch.prefetch)]
@@ -134,7 +156,7 @@ class BatchPipeline:
             positions = np.asarray(self._gather(positions.view(np.int32)), np.int32)
             positions = positions.reshape(-1, 4).view(np.int64)
             shards = range(len(positions))
-        state = dict(self._order)
+        state = self._order | {"batch": self._first_batch + int(self._counts[0])}
         for shard, (position, taken) in zip(shards, positions.tolist(), strict=True):
             state |= {f"position_{shard}": position, f"taken_{shard}": taken}
         return state
@@ -142,7 +164,8 @@ class BatchPipeline:
     def statistics(self) -> dict[str, float]:
         """Of the batches handed out by this pipeline: counts, shares of padding, epochs begun.
 
-        `cut` is the number of sequences that were truncated; `epoch` counts from the very start.
+        `cut` is the number of sequences that were truncated; `epoch` counts from the very start, in
+        a mixture as many sets as the source has.
         """
         counts = dict(zip(_COUNTS, self._counts.tolist(), strict=True))
         filled = np.array([counts["encoder_tokens"], counts["decoder_tokens"]])
@@ -165,12 +188,17 @@ class BatchPipeline:
         self.close()
 
     def _check(self, state: dict[str, int]) -> None:
-        for name, value in self._order.items():
-            if state.get(name) != value:
+        for name in ("seed", "sets", "shards", "mixture"):
+            saved, now = state.get(name), self._order.get(name)
+            if saved != now:
+                how = (
+                    "under another mixture of tasks (data.mixture_weights, _cap, _temperature)"
+                    if name == "mixture"
+                    else f"with {name} = {saved}, now it is {now}"
+                )
                 raise DataError(
-                    f"the data position was saved with {name} = {state.get(name)}, now it is "
-                    f"{value}: the order of the data would be another one; go on with the old "
-                    "value, or start without the saved position"
+                    f"the data position was saved {how}: the order of the data would be another "
+                    "one; go on with the old value, or start without the saved position"
                 )
         if missing := [k for k in self._shards if f"position_{k}" not in state]:
             raise DataError(
@@ -181,12 +209,15 @@ class BatchPipeline:
 class _Producer:
     """The part that runs in tf.data's thread; it must not refer to the pipeline that it feeds."""
 
-    def __init__(self, source, room, batch, seed, shards, states, decoder_start_token_id):
+    def __init__(
+        self, source, order, room, batch, shards, states, first_batch, decoder_start_token_id
+    ):
         self.error: BaseException | None = None
         self.stopped = threading.Event()
         self._room, self._start = room, decoder_start_token_id
         self._shards = shards
-        self._orders = [_shard_order(len(source), seed, shard, batch.shards) for shard in shards]
+        self._turn = first_batch if batch.mode == "one_wording" else None
+        self._orders = [_shard_order(order, shard, batch.shards) for shard in shards]
         self._streams = [
             PackedStream(self._fetch(source, order), room, batch.window, *state)
             for order, state in zip(self._orders, states, strict=True)
@@ -206,6 +237,10 @@ class _Producer:
                 counts[-2] += np.count_nonzero(batch["encoder_segment_ids"])
                 counts[-1] += np.count_nonzero(batch["decoder_segment_ids"])
                 yield batch | {"counts": counts.copy()}
+                if self._turn is not None:
+                    self._turn += 1
+                    for stream in self._streams:
+                        stream.restart()
         except Exception as error:
             # tf.data would bury it in a traceback of its own; the consumer raises it as it is.
             self.error = error
@@ -231,12 +266,14 @@ class _Producer:
     def _fetch(self, source, order) -> Callable[[int], TokenizedSet]:
         def fetch(position: int) -> TokenizedSet:
             epoch, index = order(position)
-            return source.tokenized(index, epoch)
+            if self._turn is None:
+                return source.tokenized(index, epoch)
+            return source.tokenized(index, epoch, self._turn)
 
         return fetch
 
 
-def _shard_order(size: int, seed: int, shard: int, shards: int):
+def _shard_order(order: Callable, shard: int, shards: int) -> Callable[[int], tuple[int, int]]:
     """position in the shard's stream -> (epoch, index), computed a block at a time."""
     first, block = 0, []
 
@@ -245,7 +282,7 @@ def _shard_order(size: int, seed: int, shard: int, shards: int):
         if not first <= position < first + len(block):
             first = position
             positions = (first + np.arange(_BLOCK)) * shards + shard
-            block = list(zip(*(a.tolist() for a in shuffled(positions, size, seed)), strict=True))
+            block = list(zip(*(a.tolist() for a in order(positions)), strict=True))
         return block[position - first]
 
     return at
