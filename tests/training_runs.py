@@ -1,5 +1,6 @@
-"""Tiny runs of the main job for test_train.py: their config, how to stop them, what they left."""
+"""Tiny runs of the main job: their config, how to stop them, what they left."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental.compilation_cache import compilation_cache
 
 from coin_jax import train
 from coin_jax.training.logging import read_metrics
@@ -41,6 +43,24 @@ from coin_jax.data.pipeline import BatchPipeline
 next_batch = BatchPipeline.__next__
 BatchPipeline.__next__ = lambda self: (time.sleep(0.3), next_batch(self))[1]
 """
+
+
+@contextlib.contextmanager
+def compiled_once(folder):
+    """The runs within share what XLA compiled."""
+    names = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def at_step(monkeypatch, number, action):
