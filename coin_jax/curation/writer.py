@@ -83,7 +83,7 @@ class SetWriter:
         self._output = pathlib.Path(os.path.abspath(output))
         self._tasks = tuple(tasks)
         self._overwrite = overwrite
-        self._check_output()
+        self.check(self._output, overwrite)
         self._output.parent.mkdir(parents=True, exist_ok=True)
         self.folder = pathlib.Path(
             tempfile.mkdtemp(prefix=f"{self._output.name}.partial-", dir=self._output.parent)
@@ -133,18 +133,21 @@ class SetWriter:
         (self.folder / CARD).write_text(card, encoding="utf-8")
         (self.folder / MANIFEST).write_text(manifest_json(manifest), encoding="utf-8")
         manifest = read_manifest(self.folder)  # nothing takes a set's place that cannot be read
-        self._check_output()
+        self.check(self._output, self._overwrite)
         self._take_place()
         return manifest
 
-    def _check_output(self) -> None:
-        """Raises: DataError where the set must not take the output's place."""
-        if not self._output.exists() or (self._output.is_dir() and not any(self._output.iterdir())):
+    @staticmethod
+    def check(output: pathlib.Path, overwrite: bool) -> None:
+        """Raises: DataError where a set must not take the place of what is there."""
+        if not output.exists() or (output.is_dir() and not any(output.iterdir())):
             return
-        if not (self._output / MANIFEST).is_file():
-            raise DataError(f"{self._output}: is there and is no contrastive set; choose another")
-        if not self._overwrite:
-            raise DataError(f"{self._output}: a contrastive set is there already; overwrite it?")
+        if not (output / MANIFEST).is_file():
+            raise DataError(f"{output}: is there and is no contrastive set; choose another")
+        if not overwrite:
+            raise DataError(
+                f"{output}: a contrastive set is there already; --overwrite replaces it"
+            )
 
     def _take_place(self) -> None:
         if not (self._output / MANIFEST).exists():
