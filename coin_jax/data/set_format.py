@@ -85,6 +85,12 @@ class InstructionTask:
     """Of its data, as far as its source says."""
 
 
+def needed_fields(task: InstructionTask, wording: Wording) -> list[int]:
+    """Numbers of the fields that an instance must have to be asked so, ascending."""
+    needed = wording.placeholders
+    return [number for number, field in enumerate(task.fields) if field in needed]
+
+
 @dataclasses.dataclass(frozen=True)
 class Shard:
     """One Parquet file of a split."""
