@@ -125,6 +125,21 @@ def test_a_letter_that_the_sentence_uses_stands_for_nothing_else():
     assert generate.calls == [["Is vitamin X found in Y?"]]
 
 
+def test_lines_that_say_nothing_but_what_must_stay_are_not_reworded():
+    generate = Rewords({})
+    lines = (
+        "A film of great beauty.",
+        "Good or bad?",
+        "Answer: {text}",
+        "{options_}",
+        "",
+        "1 2 3 4",
+    )
+    frozen = ("a film of great beauty", "good", "bad")
+    found = Model(generate).reword([Request("r", "r/1", "\n".join(lines), frozen)], quiet)
+    assert (found, generate.calls) == ([[]], [])
+
+
 def test_equal_lines_are_given_to_the_model_once_and_in_batches():
     generate = Rewords({})
     asked = [

@@ -7,7 +7,13 @@ from collections.abc import Callable
 from coin_jax.curation.config import ParaphraseConfig
 from coin_jax.curation.paraphrasers.chat import Chat
 from coin_jax.curation.paraphrasers.model import Generate, Model
-from coin_jax.curation.paraphrasers.paraphraser import Paraphraser, Progress, Request, Usage
+from coin_jax.curation.paraphrasers.paraphraser import (
+    Paraphraser,
+    Progress,
+    Request,
+    Usage,
+    has_words,
+)
 from coin_jax.curation.paraphrasers.progress import progress_bar
 from coin_jax.curation.paraphrasers.replies import ChatError
 from coin_jax.curation.paraphrasers.rules import Rules
@@ -19,6 +25,7 @@ __all__ = [
     "Progress",
     "Request",
     "Usage",
+    "has_words",
     "make_paraphrasers",
     "progress_bar",
 ]

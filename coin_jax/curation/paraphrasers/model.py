@@ -49,7 +49,7 @@ class Model:
         lines: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         for request in requests:
             for line in request.text.split("\n"):
-                if is_sentence(line):
+                if is_sentence(line, request.frozen):
                     lines[line, request.frozen] = []
         asked = list(lines)
         for start in range(0, len(asked), BATCH):
@@ -82,11 +82,13 @@ class Model:
         return keep_sound(request.text, wordings, request.frozen)
 
 
-def is_sentence(line: str) -> bool:
-    """Whether a line has enough words outside its placeholders to be reworded."""
-    masked = mask(line)
-    words = re.findall(r"[^\W\d_]{2,}", masked.text)
-    return len(words) >= LEAST_WORDS and len(masked.letters) == len(frozen_spans(line))
+def is_sentence(line: str, frozen: Sequence[str]) -> bool:
+    """Whether a line has enough words to be reworded, besides what must stay."""
+    rest = line
+    for span in reversed(frozen_spans(line, frozen)):
+        rest = rest[: span.start] + " " + rest[span.end :]
+    words = re.findall(r"[^\W\d_]{2,}", rest)
+    return len(words) >= LEAST_WORDS and len(mask(line).letters) == len(frozen_spans(line))
 
 
 def mask(line: str) -> Masked:
