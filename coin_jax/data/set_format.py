@@ -83,6 +83,9 @@ class InstructionTask:
     """The closed set of answers, in the order in which options are listed; empty: free answers."""
     licence: str = ""
     """Of its data, as far as its source says."""
+    own_instruction: str = ""
+    """The input that holds the instruction, where every instance has its own: paraphrasers reword
+    it. Empty where the wordings say what to do, or are finished prompts."""
 
 
 def needed_fields(task: InstructionTask, wording: Wording) -> list[int]:
