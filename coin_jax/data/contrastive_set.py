@@ -153,8 +153,8 @@ class ContrastiveSets:
         first, second = draw_wordings(len(possible), epoch, mix(self._seed, row))
         return possible[first], possible[second]
 
-    def _is_used(self, row: int) -> bool:
-        gone = self._gone["train"]
+    def _is_used(self, row: int, split: str = "train") -> bool:
+        gone = self._gone[split]
         place = bisect.bisect_left(gone, row)
         return place == len(gone) or gone[place] != row
 
@@ -237,7 +237,18 @@ class ContrastiveSets:
             labels = rows.answers(range(*bounds))[used - bounds[0]]
             for place in stratified(labels, self._seed, task.name)[:instances_per_task]:
                 number = int(used[place])
-                items += task.items(rows[number], number - bounds[0])
+                for wording, prompt in task.all_prompts(rows[number]):
+                    items.append(
+                        EvaluationItem(
+                            task.name,
+                            number - bounds[0],
+                            task.definition.wordings[wording].name,
+                            not task.definition.wordings[wording].held_out,
+                            prompt,
+                            task.answers,
+                            int(labels[place]),
+                        )
+                    )
         return items
 
     def tightest(self) -> Iterator[tuple[str, Prompt]]:
@@ -251,14 +262,13 @@ class ContrastiveSets:
                     empty = dict.fromkeys(template.placeholders, "")
                     yield task.place(number), template.render(empty, task.options, "")
         for split, rows in self._rows.items():
-            for row in rows.facts.longest_targets.tolist():
+            used = functools.partial(self._is_used, split=split)
+            for row in filter(used, rows.facts.longest_targets.tolist()):
                 yield _row_place(split, row), Prompt((), rows[row].target)
-            for row in rows.facts.longest_prompts.tolist():
+            for row in filter(used, rows.facts.longest_prompts.tolist()):
                 number = bisect.bisect_right(self._bounds[split], row) - 1
-                task, content = self._tasks[number], rows[row]
-                possible = [w for w in task.order if not task.needs[w] & ~content.present]
-                for place, wording in enumerate(possible):
-                    yield _row_place(split, row), task.ask(content, wording, possible[place - 1])
+                for _, prompt in self._tasks[number].all_prompts(rows[row]):
+                    yield _row_place(split, row), prompt
 
     def without(self, places: set[str]) -> ContrastiveSets:
         """Less these rows, wordings and tasks; rows go with them that two wordings no longer ask.
@@ -343,18 +353,9 @@ class _Task:
         inputs = {name: row.text(field) for name, field in self._inputs[wording]}
         return self.templates[wording].render(inputs, self.options, row.target)
 
-    def items(self, row: Row, instance: int) -> Iterator[EvaluationItem]:
-        """A held-out row in all wordings that can ask it."""
+    def all_prompts(self, row: Row) -> Iterator[tuple[int, Prompt]]:
+        """(wording, a row in it) for all that can ask it, those of training first."""
         present = row.present
         possible = [wording for wording in self.order if not self.needs[wording] & ~present]
         for place, wording in enumerate(possible):
-            definition = self.definition.wordings[wording]
-            yield EvaluationItem(
-                self.name,
-                instance,
-                definition.name,
-                not definition.held_out,
-                self.ask(row, wording, possible[place - 1]),
-                self.answers,
-                row.answer,
-            )
+            yield wording, self.ask(row, wording, possible[place - 1])
