@@ -284,7 +284,7 @@ def problems(config: Config) -> Iterator[str]:
         if not holds or (isinstance(value(path), float) and not math.isfinite(value(path))):
             yield f"{path} = {value(path)!r}: must be {allowed}"
 
-    if wrong := _type_errors(config):
+    if wrong := type_errors(config):
         yield from (f"{path}: {reason}" for path, reason in wrong)
         return  # comparisons below would fail on values of the wrong type
 
@@ -501,7 +501,7 @@ def validate(config: Config) -> Config:
     return config
 
 
-def _type_errors(config: Config) -> list[tuple[str, str]]:
+def type_errors(config: object) -> list[tuple[str, str]]:
     """(field, reason) of every value whose type is not the declared one."""
     try:
         import pydantic
@@ -511,7 +511,7 @@ def _type_errors(config: Config) -> list[tuple[str, str]]:
     # word for becomes a one-field object, which is the wrong type everywhere.
     text = json.dumps(dataclasses.asdict(config), default=lambda value: {"object": repr(value)})
     try:
-        pydantic.TypeAdapter(Config).validate_json(text, strict=True)
+        pydantic.TypeAdapter(type(config)).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
         return readable_faults(error)
     return []

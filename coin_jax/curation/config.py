@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from typing import Literal
 
-from coin_jax.config import TaskConfig
+from coin_jax.config import ConfigError, TaskConfig, type_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,9 @@ class SourceConfig:
     """Of a TFDS or hub data set."""
     rows_per_task: int = 0
     """At most so many instances of each task, the first after a shuffle; 0: all."""
+    longest_wording: int = 2000
+    """For `natural_instructions`: characters of a wording's own text, the definition and the
+    examples; longer ones are left out, since they would leave no room for the input."""
     licence: str = ""
     """Of the collection, for the manifest, where its files do not say."""
 
@@ -146,3 +151,65 @@ class SetConfig:
     paraphrase: ParaphraseConfig = ParaphraseConfig()
     filters: FilterConfig = FilterConfig()
     negatives: NegativeConfig = NegativeConfig()
+
+
+def problems(config: SetConfig) -> Iterator[str]:
+    """Yields one line for every value of `config` that no set can be built with."""
+    if wrong := type_errors(config):
+        yield from (f"{path}: {reason}" for path, reason in wrong)
+        return  # comparisons below would fail on values of the wrong type
+    if not config.sources:
+        yield "sources: must name at least one; a config file in configs/data does"
+    for number, source in enumerate(config.sources):
+        if not source.files:
+            yield f"sources.{number}.files = (): must name files, folders or data sets"
+        if source.kind in ("tasks", "tfds") and not source.template_files:
+            yield f"sources.{number}.template_files = (): {source.kind} need instruction templates"
+        if source.rows_per_task < 0:
+            yield f"sources.{number}.rows_per_task = {source.rows_per_task}: must be at least 0"
+    paraphrase, filters, negatives = config.paraphrase, config.filters, config.negatives
+    chat = paraphrase.chat
+    bounds = (
+        ("seed", config.seed, 0, math.inf),
+        ("pairs", config.pairs, 0, math.inf),
+        ("held_out_wordings", config.held_out_wordings, 0, math.inf),
+        ("held_out_share", config.held_out_share, 0, 0.9),
+        ("rows_per_shard", config.rows_per_shard, 1, math.inf),
+        ("paraphrase.wordings", paraphrase.wordings, 1, 100),
+        ("paraphrase.share", paraphrase.share, 0.01, 1),
+        ("paraphrase.chat.temperature", chat.temperature, 0, 10),
+        ("paraphrase.chat.concurrency", chat.concurrency, 1, 1000),
+        ("paraphrase.chat.requests_per_minute", chat.requests_per_minute, 0, math.inf),
+        ("paraphrase.chat.attempts", chat.attempts, 1, 100),
+        ("paraphrase.chat.timeout", chat.timeout, 0.01, math.inf),
+        ("filters.length_ratio", filters.length_ratio, 1, math.inf),
+        ("filters.least_edit_distance", filters.least_edit_distance, 0, 0.99),
+        ("filters.near_duplicate", filters.near_duplicate, 0, 1),
+        ("filters.least_similarity", filters.least_similarity, 0, 1),
+        ("filters.overlapping_words", filters.overlapping_words, 2, math.inf),
+        ("negatives.candidates", negatives.candidates, 2, math.inf),
+        ("negatives.keep", negatives.keep, 1, 1000),
+    )
+    for name, value, least, most in bounds:
+        if not least <= value <= most:  # nor is NaN
+            allowed = f"at least {least}" + (f" and at most {most}" if most < math.inf else "")
+            yield f"{name} = {value}: must be {allowed}"
+    for name, value, needed, why in (
+        ("paraphrase.checkpoint", paraphrase.checkpoint, "model" in paraphrase.methods, "model"),
+        (
+            "filters.similarity_checkpoint",
+            filters.similarity_checkpoint,
+            filters.least_similarity > 0,
+            "filters.least_similarity",
+        ),
+        ("negatives.checkpoint", negatives.checkpoint, negatives.kind == "hardest", "hardest"),
+    ):
+        if needed and not value:
+            yield f"{name} = '': must name a T5, ours or from the hub, for {why}"
+
+
+def validate(config: SetConfig) -> SetConfig:
+    """Returns `config`, or raises ConfigError with every fault that it has."""
+    if faults := list(problems(config)):
+        raise ConfigError("No set can be built with this:\n  " + "\n  ".join(faults))
+    return config

@@ -1,0 +1,81 @@
+"""What was built, for the terminal: rows and wordings by task, and what each filter left out."""
+
+from __future__ import annotations
+
+import collections
+import pathlib
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from coin_jax.data.set_format import MANIFEST, Manifest
+
+MOST_TASKS = 40
+"""Lines of the table; the manifest has all tasks."""
+
+
+def print_summary(manifest: Manifest, output: pathlib.Path, console: Console) -> None:
+    """Prints a set's tables and where it lies."""
+    console.print(_tasks(manifest))
+    left_out = _left_out(manifest)
+    if left_out.row_count:
+        console.print(left_out)
+    for name, usage in manifest.record["paraphrasers"].items():
+        used = ", ".join(
+            f"{value:,.2f} {what}" if what == "dollars" else f"{value:,} {what.replace('_', ' ')}"
+            for what, value in usage.items()
+            if value
+        )
+        console.print(Text(f"wordings by {name}: {used}"), highlight=False)
+    if hits := manifest.record["decontamination"].get("hits"):
+        found = ", ".join(f"{count:,} {kind}s" for kind, count in hits.items())
+        console.print(f"overlap with evaluation: {found}", highlight=False)
+    if first := manifest.record["first_unreadable"]:
+        console.print(Text(f"first unreadable row: {first}"), style="dim")
+    console.print(Text(f"manifest      {output / MANIFEST}"), soft_wrap=True)
+    console.print(Text(f"content hash  {manifest.content_hash}"), soft_wrap=True)
+
+
+def _tasks(manifest: Manifest) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("task", overflow="fold")
+    for name in ("answers", "wordings", "held out", "train", "evaluation"):
+        table.add_column(name, justify="right")
+    numbers = [
+        (
+            len(task.answers),
+            sum(not wording.held_out for wording in task.wordings),
+            sum(wording.held_out for wording in task.wordings),
+            *(split.rows_of_task[number] for split in manifest.splits.values()),
+        )
+        for number, task in enumerate(manifest.tasks)
+    ]
+    for task, row in list(zip(manifest.tasks, numbers, strict=True))[:MOST_TASKS]:
+        table.add_row(
+            Text(task.name), f"{row[0]}" if row[0] else "free", *map("{:,}".format, row[1:])
+        )
+    if len(numbers) > MOST_TASKS:
+        table.add_row(f"… {len(numbers) - MOST_TASKS} more", *[""] * 5)
+    table.add_section()
+    totals = [sum(column) for column in zip(*numbers, strict=True)]
+    table.add_row(f"{len(numbers)} tasks", "", *map("{:,}".format, totals[1:]))
+    return table
+
+
+def _left_out(manifest: Manifest) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("left out", overflow="fold")
+    table.add_column("instances", justify="right")
+    table.add_column("wordings", justify="right")
+    instances: collections.Counter = collections.Counter()
+    wordings: collections.Counter = collections.Counter()
+    for task in manifest.record["tasks"].values():
+        instances.update(task["left_out"])
+        wordings.update(task["wordings_left_out"])
+    for name in sorted(instances.keys() | wordings.keys()):
+        if instances[name] or wordings[name]:
+            counts = (f"{count[name]:,}" if count[name] else "" for count in (instances, wordings))
+            table.add_row(name, *counts)
+    return table
