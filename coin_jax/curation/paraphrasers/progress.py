@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich import progress as rich_progress
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from coin_jax.curation.paraphrasers.paraphraser import Progress
 
@@ -22,23 +23,32 @@ SECONDS_BETWEEN_LINES = 15.0
 """Where the output is no terminal, such as a log file."""
 
 
+class _Bar(rich_progress.Progress):
+    """The note stands in a line of its own: neither it nor the bar is cut at 80 columns."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if note := task.fields["note"]:
+                yield Text("  " + note, no_wrap=True, overflow="ellipsis")
+
+
 @contextlib.contextmanager
 def progress_bar(console: Console, description: str) -> Iterator[Progress]:
     """Yields what a paraphraser tells its progress to."""
     if console.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            TextColumn("[dim]left[/dim]  {task.fields[note]}", markup=True),
+            TextColumn("[dim]elapsed"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]left"),
         )
-        with rich_progress.Progress(*columns, console=console) as bar:
+        with _Bar(*columns, console=console, expand=True) as bar:
             task = bar.add_task(description, total=None, note="")
-            yield lambda done, total, note: bar.update(
-                task, completed=done, total=total, note=note.replace("[", r"\[")
-            )
+            yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
         return
 
     started = last_line = time.monotonic()
