@@ -1,6 +1,8 @@
 """Contrastive sets are written whole or not at all, and the same rows make the same bytes."""
 
 import hashlib
+import os
+import pathlib
 import re
 
 import numpy as np
@@ -124,11 +126,8 @@ def test_a_set_is_replaced_only_on_demand_and_only_by_a_whole_one(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-def test_the_older_set_returns_where_its_successor_cannot_take_its_place(tmp_path, monkeypatch):
-    import os
-
-    folder = tmp_path / "set"
-    old, rename = build(folder), os.rename
+def test_both_sets_stay_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    old, rename = build(tmp_path / "set"), os.rename
 
     def failing(source, target):
         if ".partial-" in str(source):
@@ -136,10 +135,31 @@ def test_the_older_set_returns_where_its_successor_cannot_take_its_place(tmp_pat
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", failing)
-    with pytest.raises(OSError, match="no space for names"):
-        build(folder, overwrite=True, count=5)
-    assert read_manifest(folder) == old
-    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    with pytest.raises(DataError, match="no space for names") as got:
+        build(tmp_path / "set", overwrite=True, count=5)
+    assert read_manifest(tmp_path / "set") == old
+    new = pathlib.Path(str(got.value).split("The set is whole and stands in ")[1])
+    assert read_manifest(new).splits["train"].rows_of_task == (5, 5)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_output_that_appears_meanwhile_is_kept(tmp_path):
+    with SetWriter(tmp_path / "set", TASKS, 8) as writer:
+        fill(writer, 5)
+        other = build(tmp_path / "set")
+        with pytest.raises(DataError, match=r"there already.*\. The set is whole and stands in"):
+            writer.finish({})
+    assert read_manifest(tmp_path / "set") == other
+    assert read_manifest(writer.folder).splits["train"].rows_of_task == (5, 5)
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "set").symlink_to(tmp_path / "disk")
+    build(tmp_path / "set")
+    new = build(tmp_path / "set", overwrite=True, count=5)
+    assert (tmp_path / "set").is_symlink()
+    assert read_manifest(tmp_path / "disk") == new
 
 
 def test_a_folder_that_is_no_set_is_never_touched(tmp_path):

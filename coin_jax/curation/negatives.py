@@ -19,7 +19,7 @@ import pyarrow.parquet
 from coin_jax.curation.config import NegativeConfig
 from coin_jax.data.draws import stable_hash
 from coin_jax.data.order import shuffled
-from coin_jax.data.set_format import InstructionTask
+from coin_jax.data.set_format import InstructionTask, needed_fields
 
 CHUNK = 4096
 """Rows read, and texts embedded, at a time."""
@@ -159,10 +159,7 @@ def _text_of(task: InstructionTask) -> Callable[[Sequence[str | None]], str]:
 
     The instruction is left out, for it is the same in all; of finished prompts there is one.
     """
-    shown = [
-        [place for place, field in enumerate(task.fields) if field in wording.placeholders]
-        for wording in task.wordings
-    ]
+    shown = [needed_fields(task, wording) for wording in task.wordings]
 
     def text(inputs: Sequence[str | None]) -> str:
         for places in shown:

@@ -80,14 +80,17 @@ class SetWriter:
         rows_per_shard: int,
         overwrite: bool = False,
     ):
-        self._output = pathlib.Path(os.path.abspath(output))
+        self._output = pathlib.Path(output).resolve()
         self._tasks = tuple(tasks)
         self._overwrite = overwrite
+        self._is_whole = False
         self.check(self._output, overwrite)
-        self._output.parent.mkdir(parents=True, exist_ok=True)
-        self.folder = pathlib.Path(
-            tempfile.mkdtemp(prefix=f"{self._output.name}.partial-", dir=self._output.parent)
-        )
+        beside, name = self._output.parent, self._output.name
+        try:
+            beside.mkdir(parents=True, exist_ok=True)
+            self.folder = pathlib.Path(tempfile.mkdtemp(prefix=f"{name}.partial-", dir=beside))
+        except OSError as error:
+            raise DataError(f"{beside}: cannot be written: {error.strerror}") from None
         """Where the set grows; what else lies there goes with it."""
         self.folder.chmod(0o755)
         self._splits = {
@@ -100,7 +103,8 @@ class SetWriter:
     def __exit__(self, *_) -> None:
         for split in self._splits.values():
             split.close()
-        shutil.rmtree(self.folder, ignore_errors=True)  # after `finish` it has another name
+        if not self._is_whole:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def write(self, split: str, task_number: int, row: Row) -> None:
         """Adds a row; the tasks of a split come in their order.
@@ -113,17 +117,13 @@ class SetWriter:
         """Gives the rows of a split their hard negatives; none can be written to it afterwards."""
         self._splits[split].add_negatives(choose)
 
-    def rows(self, split: str) -> int:
-        """Written so far."""
-        return sum(self._splits[split].rows_of_task)
-
     def finish(self, record: Mapping[str, Any]) -> Manifest:
         """Writes card and manifest, and gives the set its name.
 
         record: how it was made, JSON (`set_format.Manifest.record`).
 
-        Raises: DataError where there is no row to train on, where the tasks contradict themselves,
-        or the output has appeared meanwhile.
+        Raises: DataError where there is no row to train on or the tasks contradict themselves; and
+        where the name cannot be taken: then the set stays where it has grown, which is named.
         """
         splits = {name: split.finish() for name, split in self._splits.items()}
         if not splits["train"].shards:
@@ -133,8 +133,12 @@ class SetWriter:
         (self.folder / CARD).write_text(card, encoding="utf-8")
         (self.folder / MANIFEST).write_text(manifest_json(manifest), encoding="utf-8")
         manifest = read_manifest(self.folder)  # nothing takes a set's place that cannot be read
-        self.check(self._output, self._overwrite)
-        self._take_place()
+        self._is_whole = True
+        try:
+            self.check(self._output, self._overwrite)
+            self._take_place()
+        except (DataError, OSError) as error:
+            raise DataError(f"{error}. The set is whole and stands in {self.folder}") from None
         return manifest
 
     @staticmethod
