@@ -13,7 +13,7 @@ import importlib.metadata
 import itertools
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -131,7 +131,8 @@ class _Builder:
             for note in source.notes:
                 self._console.print(f"  {note}", style="dim", markup=False, highlight=False)
             names = list(source.tasks)
-            of_task = _indices_by_task(source, names)
+            nobodys, *of_task = _indices_by_task(source, names)
+            self._refuse_or_keep(source.instance(int(nobodys[0])) if len(nobodys) else None)
             skipped = []
             for name, indices in zip(names, of_task, strict=True):
                 task = source.tasks[name]
@@ -153,6 +154,7 @@ class _Builder:
                     "licence": settings.licence,
                     "notes": list(source.notes),
                     "instances": len(source),
+                    "unreadable_without_a_task": len(nobodys),
                     "tasks_with_free_answers_left_out": skipped,
                 }
             )
@@ -221,28 +223,47 @@ class _Builder:
 
     def _rows(self, entry: _Entry, bar: _Advance) -> Iterator[tuple[str, Row]]:
         """The rows of a task, with their splits."""
-        seed, share = self._config.seed, self._held_out_share(len(entry.indices))
         duplicates = DuplicateFinder(self._config.filters)
         for indices in _chunked(entry.indices, CHUNK):
             instances = list(self._readable(entry, indices))
             # With another answer it is no copy but a hard negative.
             are_new = duplicates.are_new([(each.target, each.inputs) for each in instances])
             entry.left_out["near-duplicate"] += are_new.count(False)
-            instances = list(itertools.compress(instances, are_new))
-            for instance in self._rewording.with_new_inputs(
-                entry.task, instances, entry.wordings_left_out
-            ):
-                key = repr(sorted(instance.inputs.items()))
-                is_held_out = stable_hash(seed, "held out", key) < share * 2**64
-                if not _is_askable(entry.task, instance):
-                    entry.left_out["fewer than two wordings"] += 1
-                elif not is_held_out and entry.rows["train"] == entry.most:
-                    return
-                else:
-                    split = "evaluation" if is_held_out else "train"
+            chosen = self._in_splits(entry, itertools.compress(instances, are_new))
+            reworded = self._rewording.with_new_inputs(
+                entry.task, [instance for _, instance in chosen], entry.wordings_left_out
+            )
+            for (split, _), instance in zip(chosen, reworded, strict=True):
+                if _is_askable(entry.task, instance):
                     entry.rows[split] += 1
                     yield split, Row(instance.inputs, instance.target)
+                else:
+                    entry.left_out["fewer than two wordings"] += 1
+            if entry.rows["train"] == entry.most:
+                return
             bar.add(len(indices))
+
+    def _in_splits(
+        self, entry: _Entry, instances: Iterable[Instance]
+    ) -> list[tuple[str, Instance]]:
+        """The instances with their splits, no more of them than the task's quota still takes.
+
+        Equal inputs are in the same split, whatever their answers.
+        """
+        count = len(entry.indices)
+        share = min(self._config.held_out_share, MOST_HELD_OUT / max(1, count))
+        share *= count >= FEWEST_INSTANCES_TO_HOLD_OUT
+        chosen, left = [], float("inf")
+        if entry.most is not None:
+            left = entry.most - entry.rows["train"]
+        for instance in instances:
+            key = repr(sorted(instance.inputs.items()))
+            is_held_out = stable_hash(self._config.seed, "held out", key) < share * 2**64
+            if not is_held_out and not left:
+                break
+            left -= not is_held_out
+            chosen.append(("evaluation" if is_held_out else "train", instance))
+        return chosen
 
     def _readable(self, entry: _Entry, indices: np.ndarray) -> Iterator[Instance]:
         """The instances that can be used and are none of the evaluation's."""
@@ -250,9 +271,7 @@ class _Builder:
         for index in indices.tolist():
             instance = entry.source.instance(index)
             if isinstance(instance, DataError):
-                if self._config.bad_rows == "error":
-                    raise instance
-                self._first_unreadable = self._first_unreadable or str(instance)
+                self._refuse_or_keep(instance)
                 entry.left_out["unreadable"] += 1
             elif task.answers and instance.target not in task.answers:
                 entry.left_out["answer outside the closed set"] += 1
@@ -263,21 +282,28 @@ class _Builder:
             else:
                 yield instance
 
-    def _held_out_share(self, instances: int) -> float:
-        if instances < FEWEST_INSTANCES_TO_HOLD_OUT:
-            return 0.0
-        return min(self._config.held_out_share, MOST_HELD_OUT / instances)
+    def _refuse_or_keep(self, fault: Instance | DataError | None) -> None:
+        """Raises the error, or keeps the first one for the manifest."""
+        if isinstance(fault, DataError):
+            if self._config.bad_rows == "error":
+                raise fault
+            self._first_unreadable = self._first_unreadable or str(fault)
 
     # --- negatives, record ----------------------------------------------------------------
 
     def _add_negatives(self, writer: SetWriter, tasks: Sequence[InstructionTask]) -> None:
         settings, seed = self._config.negatives, self._config.seed
         if settings.kind == "hardest":
-            self._console.print("Choosing the hardest negatives", style="dim")
-            writer.add_negatives(
-                "train",
-                lambda shards: hardest(shards, tasks, self._embed, settings, seed),
-            )
+            with progress_bar(self._console, "Hardest negatives") as progress:
+                bar = _Advance(progress, writer.rows("train"))
+
+                def embed(texts: Sequence[str]) -> np.ndarray:
+                    bar.add(len(texts))
+                    return self._embed(texts)
+
+                writer.add_negatives(
+                    "train", lambda shards: hardest(shards, tasks, embed, settings, seed)
+                )
         elif settings.kind == "other_instruction":
             writer.add_negatives("train", lambda shards: other_instruction(shards, settings.keep))
 
@@ -295,12 +321,12 @@ class _Builder:
                 entry.task.name: {
                     "instances": len(entry.indices),
                     **{split: entry.rows[split] for split in SPLITS},
-                    "left_out": dict(entry.left_out),
-                    "wordings_left_out": dict(entry.wordings_left_out),
+                    "left_out": dict(+entry.left_out),
+                    "wordings_left_out": dict(+entry.wordings_left_out),
                 }
                 for entry in entries
             },
-            "left_out": dict(totals),
+            "left_out": dict(+totals),
             "first_unreadable": self._first_unreadable,
             "paraphrasers": self._rewording.record(),
             "decontamination": self._contamination.summary() if self._contamination else {},
@@ -325,18 +351,16 @@ class _Advance:
 
 
 def _indices_by_task(source: Source, names: Sequence[str]) -> list[np.ndarray]:
-    """The instances of each task, int64, in the order of the source.
-
-    Those whose task cannot be told go with the first task, so that they are read and reported.
-    """
+    """The instances whose task cannot be told, then those of each task, int64, in the order of the
+    source."""
     numbers = {name: number for number, name in enumerate(names)}
     of = np.fromiter(
-        (numbers.get(source.task_of(index), 0) for index in range(len(source))),
+        (numbers.get(source.task_of(index), -1) for index in range(len(source))),
         np.int32,
         len(source),
     )
     order = np.argsort(of, kind="stable")
-    return np.split(order, np.searchsorted(of[order], np.arange(1, len(names))))
+    return np.split(order, np.searchsorted(of[order], np.arange(len(names))))
 
 
 def _is_askable(task: InstructionTask, instance: Instance) -> bool:
