@@ -13,11 +13,11 @@ _SOURCES = {
     "flan": ("flan", "FlanCollection"),
     "natural_instructions": ("natural_instructions", "NaturalInstructions"),
     "prompts": ("prompts", "PromptCollection"),
-    "coin": ("coin", "CoinPairs"),
-    "alpaca": ("alpaca", "Alpaca"),
-    "columns": ("columns", "Columns"),
+    "coin": ("coin", "read_coin"),
+    "alpaca": ("alpaca", "read_alpaca"),
+    "columns": ("columns", "read_columns"),
 }
-"""Kind -> (module, class). Imported when one is made: some need heavy packages."""
+"""Kind -> (module, class or function). Imported when one is made: some need heavy packages."""
 
 
 def make_source(config: SourceConfig, seed: int) -> Source:
