@@ -140,7 +140,7 @@ def test_another_instruction_asks_something_else_of_the_same_input(tmp_path):
         (2, {"a": "a mouse"}, "animal"),
     ]
     writer = written(tmp_path / "set", tasks, rows, 4)
-    found = chosen(writer, lambda shards: other_instruction(shards, 4))
+    found = chosen(writer, lambda shards: other_instruction(shards, tasks, 4))
     assert [sorted(numbers) for numbers in found] == [
         [4, 9],
         [],
@@ -155,6 +155,31 @@ def test_another_instruction_asks_something_else_of_the_same_input(tmp_path):
     ]
 
 
+def test_a_rows_own_instruction_is_no_input_and_rewordings_are_neither(tmp_path):
+    task = InstructionTask(
+        "own",
+        ("order", "text", "reworded"),
+        (Wording("o/1", "{order} {text}"), Wording("o/2", "{reworded} {text}", of="o/1")),
+        own_instruction="order",
+    )
+    tasks = [COLOURS, task]
+    rows = [
+        (0, {"text": "a cat"}, "black"),
+        (1, {"order": "Shout.", "text": "a cat", "reworded": "Cry."}, "A CAT!"),
+        (1, {"order": "Count the words.", "text": "a cat"}, "2"),
+        (1, {"order": "shout. ", "text": "a cat", "reworded": "Yell."}, "MEOW!"),
+        (1, {"order": "Shout.", "text": "", "reworded": "Cry."}, "HO!"),
+    ]
+    writer = written(tmp_path / "set", tasks, rows)
+    found = chosen(writer, lambda shards: other_instruction(shards, tasks, 4))
+    assert [sorted(numbers) for numbers in found] == [[1, 2, 3], [0, 2], [0, 1, 3], [0, 2], []]
+    writer = written(tmp_path / "set", tasks, rows)
+    settings = NegativeConfig("hardest")
+    alike = lambda texts: np.ones((len(texts), 1))  # noqa: E731
+    found = chosen(writer, lambda shards: hardest(shards, tasks, alike, settings, 0))
+    assert found == [[], [2, 4], [1, 3, 4], [2, 4], [1, 2, 3]]  # 1 and 3 ask the same
+
+
 @pytest.mark.parametrize("keep", [1, 3])
 def test_other_instructions_keep_as_many_as_wanted_and_take_turns(tmp_path, monkeypatch, keep):
     monkeypatch.setattr(negatives, "CHUNK", 7)
@@ -167,7 +192,7 @@ def test_other_instructions_keep_as_many_as_wanted_and_take_turns(tmp_path, monk
         for number in range(11)
     ]
     writer = written(tmp_path / "set", tasks, rows, 16)
-    found = chosen(writer, lambda shards: other_instruction(shards, keep))
+    found = chosen(writer, lambda shards: other_instruction(shards, tasks, keep))
     for row, numbers in enumerate(found):
         assert len(set(numbers)) == keep
         assert all(number % 11 == row % 11 and number // 11 != row // 11 for number in numbers)
