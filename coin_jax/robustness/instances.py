@@ -72,14 +72,12 @@ class Reader:
         if kind in self._unreachable:
             raise MissingDataError(self._unreachable[kind])
         try:
-            records, names = REMOTE[kind](name, split, label)
-        except Exception as error:  # not installed, no network, no such name: each library its own
-            first_line, *_ = str(error).strip().splitlines() or [""]
-            reason = f"{type(error).__name__}: {first_line}"
-            if isinstance(error, ImportError | ConnectionError | socket.gaierror):
-                self._unreachable[kind] = reason
-            raise MissingDataError(reason) from error
-        return Rows(f"{place} ({split})", list(_task_rows(place, task, records, label, names)))
+            rows = remote_rows(place, task, split, label)
+        except MissingDataError as reason:
+            if isinstance(reason.__cause__, ImportError | ConnectionError | socket.gaierror):
+                self._unreachable[kind] = str(reason)
+            raise
+        return Rows(f"{place} ({split})", list(rows))
 
     def _local(self, pattern: str, task: str) -> Rows:
         for folder in self._folders:
@@ -97,6 +95,20 @@ class Reader:
                 )
             return Rows(", ".join(map(str, files)), chosen)
         raise MissingDataError("no such file")
+
+
+def remote_rows(place: str, task: str, split: str, label: str) -> Iterator[TaskRow | DataError]:
+    """Rows of `tfds:NAME`, `hub:NAME` or `hub:NAME:CONFIG`, one at a time.
+
+    Raises: MissingDataError with the reason why the data set cannot be had.
+    """
+    kind, _, name = place.partition(":")
+    try:
+        records, names = REMOTE[kind](name, split, label)
+    except Exception as error:  # not installed, no network, no such name: each library its own
+        first_line, *_ = str(error).strip().splitlines() or [""]
+        raise MissingDataError(f"{type(error).__name__}: {first_line}") from error
+    return _task_rows(place, task, records, label, names)
 
 
 def _task_rows(
