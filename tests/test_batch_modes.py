@@ -1,20 +1,15 @@
 """Batches without pairs, with a wording of each instance's own or one for the whole batch, and
 batches of mixtures: what they hold, and that they go on exactly."""
 
-import collections
 import dataclasses
 import functools
 import itertools
 import json
-import signal
 
-import jax
 import numpy as np
 import pytest
 from data_files import pair_rows, write_csv
-from training_runs import CONFIG, assert_same_run, at_step, compiled_once, records
 
-from coin_jax import train
 from coin_jax.config import BatchConfig, DataConfig
 from coin_jax.data.builtin import builtin_tasks
 from coin_jax.data.collection import make_pair_source
@@ -24,7 +19,6 @@ from coin_jax.data.pairs import TaskPairs, TokenizedInstances, TokenizedPairs
 from coin_jax.data.pipeline import BatchPipeline
 from coin_jax.data.sources import DataError
 from coin_jax.data.tokenizer import ByteTokenizer
-from coin_jax.parallel.mesh import make_mesh
 
 EOS = 1
 MODES = ("pairs", "mixed_wordings", "one_wording")
@@ -252,49 +246,3 @@ def test_padding_stays_low_in_every_mode(mode, builtin):
         statistics = pipeline.statistics()
     assert statistics["encoder_padding"] < 0.10
     assert (statistics["pairs"] > 0) == (mode == "pairs")
-
-
-# The main job
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
-    (tmp_path / "tiny.py").write_text(CONFIG)
-    options = ["--config", str(tmp_path / "tiny.py"), "--training.steps", "4"]
-
-    def start(*more, output):
-        return train.main([*options, "--output", str(tmp_path / output), *map(str, more)])
-
-    with compiled_once(tmp_path / "compiled"):
-        yield start
-
-
-@pytest.mark.filterwarnings("ignore:Sharding info not provided")
-def test_a_run_of_one_wording_a_batch_in_a_mixture_goes_on_bit_for_bit(
-    run, tmp_path, monkeypatch, capsys, builtin
-):
-    first, second = list(builtin.tasks)[:2]
-    options = (
-        *("--objective.method", "cross_entropy", "--batch.mode", "one_wording"),
-        *("--data.mixture-weights", first, 3, second, 1),
-    )
-    assert run(*options, output="straight") == 0
-    printed = capsys.readouterr().out
-    assert f"mixture, kept in every 10,000 sets: {first} 75%, {second} 25%" in printed
-    assert "64 instances an epoch" in printed
-    with monkeypatch.context() as patch:
-        at_step(patch, 2, lambda: signal.raise_signal(signal.SIGTERM))
-        assert run(*options, output="stopped") == 143
-    assert run(*options[:-1], 2, output="stopped") == 1
-    assert "under another mixture of tasks" in capsys.readouterr().err
-    assert run(*options, output="stopped") == 0
-    assert_same_run(tmp_path / "stopped" / "run", tmp_path / "straight" / "run", step=4)
-    metrics = collections.ChainMap(*records(tmp_path / "straight" / "run"))
-    assert np.isfinite(metrics["train/loss"])
-    assert "train/contrastive_loss" not in metrics
-
-
-def test_modes_without_pairs_are_refused_with_the_contrastive_loss(run, capsys):
-    assert run("--batch.mode", "mixed_wordings", output="none") == 1
-    assert "batch.mode = 'mixed_wordings': must be 'pairs'" in capsys.readouterr().err

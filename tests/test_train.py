@@ -276,6 +276,25 @@ def test_span_corruption_pretrains_on_text_and_tokenises_it_once(
     assert "train/contrastive_loss" not in records(tmp_path / "whole")[0]
 
 
+def test_one_wording_a_batch_in_a_mixture_goes_on_bit_for_bit(run, tmp_path, monkeypatch, capsys):
+    options = (
+        *("--objective.method", "cross_entropy", "--batch.mode", "one_wording"),
+        *("--training.steps", 4, "--data.mixture-weights", "person", 1, "tense", 3),
+    )
+    assert run(*options, "--name", "whole") == 0
+    printed = capsys.readouterr().out
+    assert "mixture, kept in every 10,000 sets: tense 75%, person 25%" in printed
+    assert "64 instances an epoch" in printed
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda: signal.raise_signal(signal.SIGTERM))
+        assert run(*options) == 143
+    assert run(*options[:-1], 2) == 1
+    assert "saved under another mixture of tasks" in capsys.readouterr().err
+    assert run(*options) == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole", step=4)
+    assert "train/contrastive_loss" not in records(tmp_path / "whole")[0]
+
+
 def test_a_run_starts_from_a_hugging_face_folder_and_goes_on_without_it(
     run, config_file, tmp_path, monkeypatch
 ):
@@ -335,6 +354,8 @@ TEMPLATES = '{"cola": [{"input": "Fine? {sentence}", "target": "{answer}"}]}'
     [
         ("--batch.rows 0", r"batch\.rows = 0: must be at least 1"),
         ("--objective.method con", r"objective\.method = 'con': must be one of coin, cross_"),
+        ("--batch.mode one_wording", r"batch\.mode = 'one_wording': must be 'pairs' for obj"),
+        ("--data.mixture-weights tens 1", r"no task 'tens'; near it are 'tense'"),
         ("--mesh.data 3", r"mesh\.data = 3.*number of devices"),
         (
             "--data.source pairs --data.files {folder}/none.jsonl",
