@@ -27,7 +27,7 @@ MOST_WORDS = 160
 """Of a prompt that are shown; of longer ones the middle is left out."""
 
 _WORD = re.compile(r"\s*(?:\w+(?:['’]\w+)*|[^\w\s])")
-_ROLES = ("anchor", "positive", "hard negative, worded as the anchor", "… as the positive")
+_ROLES = ("anchor", "positive", "hard negative", "hard negative, reworded")
 
 
 def inspect(
