@@ -5,8 +5,10 @@ import concurrent.futures
 import hashlib
 import itertools
 import multiprocessing
+import os
 import re
 import shutil
+import time
 
 import numpy as np
 import pyarrow
@@ -163,15 +165,15 @@ def test_every_ordered_choice_of_two_wordings_comes_once_before_one_returns(thre
             assert len(shown) == choices
 
 
-def test_which_wordings_and_negative_come_depends_on_seed_epoch_and_row_alone(
-    three_tasks, tmp_path
-):
-    copy = shutil.copytree(three_tasks, tmp_path / "copy")
-    one, two = load_set(three_tasks, 5), load_set(copy, 5)
-    for index in (41, 0, 70, 13):
-        assert texts(one.get(index, 2)) == texts(two.get(index, 2))
-    other = load_set(three_tasks, 6)
-    assert any(texts(one.get(index, 2)) != texts(other.get(index, 2)) for index in range(10))
+def test_which_wordings_and_negative_come_depends_on_seed_epoch_and_row_alone(tmp_path):
+    rare = [((f"{n}",), "many" if n else "one") for n in range(1500)]
+    tasks = [InstructionTask("rare", ("a",), SUMS.wordings), WEATHER]
+    folder = write_set(tmp_path, tasks, [rare, weather(20)])
+    asked = [(row, epoch) for row in (0, 3, 700, 1490, 1501, 1519) for epoch in range(9)]
+    one, two, other = load_set(folder, 5), load_set(folder, 5), load_set(folder, 6)
+    shown = [texts(one.get(*place)) for place in asked]
+    assert shown == [texts(two.get(*place)) for place in reversed(asked)][::-1]
+    assert shown != [texts(other.get(*place)) for place in asked]
 
 
 def test_negatives_change_from_epoch_to_epoch(three_tasks):
@@ -424,6 +426,16 @@ def test_a_set_that_cannot_be_written_to_is_mapped_in_the_users_cache(
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "manifest.json"))
     with pytest.raises(DataError, match=r"no folder for the set's memory map.*\.mapped"):
         load_set(folder, 0)
+
+
+def test_what_a_killed_process_left_of_a_map_is_cleared_up_after_a_day(tmp_path):
+    folder = write_set(tmp_path, [WEATHER], [weather(10)])
+    for name, hours in (("partial-old", 25), ("partial-new", 1)):
+        (folder / ".mapped" / name).mkdir(parents=True)
+        then = time.time() - hours * 3600
+        os.utime(folder / ".mapped" / name, (then, then))
+    load_set(folder, 0)
+    assert {path.name for path in (folder / ".mapped").glob("partial-*")} == {"partial-new"}
 
 
 def first_texts(folder):

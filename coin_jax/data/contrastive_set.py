@@ -33,7 +33,7 @@ from coin_jax.data.templates import Prompt, parse_template, render_options
 
 DRAWS = 32
 """Rows of the task that are drawn before a hard negative is looked for in another way."""
-_SEARCHED = 4096
+_SEARCHED = 1024
 """Rows of a task with free answers that are looked through then."""
 
 
@@ -98,7 +98,7 @@ class ContrastiveSets:
             for task, bounds in zip(self._tasks, itertools.pairwise(starts), strict=True)
         }
         self._length = starts[-1]
-        self._of_one_answer: set[int] = set()
+        self._one_answer: set[int] = set()
         self._possible = functools.lru_cache(1 << 16)(self._possible)
 
     def __len__(self) -> int:
@@ -168,7 +168,7 @@ class ContrastiveSets:
             return chosen, self._task_of(chosen)
         key = mix(self._seed, row, epoch)
         spare = None
-        if number not in self._of_one_answer:
+        if number not in self._one_answer:
             for candidate in self._drawn(number, key):
                 other = self._train[candidate]
                 if self._answers_differ(number, anchor, other):
@@ -179,6 +179,8 @@ class ContrastiveSets:
                 spare = self._search(number, anchor, key)
             if spare is not None:
                 return spare, number
+            if self._tasks[number].answers:  # all were looked at, so it holds for every epoch
+                self._one_answer.add(number)
         return self._elsewhere(number, anchor, key)
 
     def _members(self, number: int) -> range:
@@ -208,10 +210,7 @@ class ContrastiveSets:
                 for row in itertools.islice(after, _SEARCHED)
                 if self._train[row].target != anchor.target
             )
-        chosen = next(filter(self._is_used, found), None)
-        if chosen is None and self._tasks[number].answers:
-            self._of_one_answer.add(number)
-        return chosen
+        return next(filter(self._is_used, found), None)
 
     def _elsewhere(self, number: int, anchor: Row, key: int) -> tuple[int, int]:
         """A row of another task with another answer, for tasks whose rows all have the same."""

@@ -9,12 +9,14 @@ content hash in its name, beside the set where that can be written, otherwise in
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
 import itertools
 import os
 import pathlib
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -38,6 +40,9 @@ CHUNK = 16_384
 """Rows of an Arrow batch; their texts must stay below the 2 GiB that 32-bit offsets reach."""
 LONGEST = 512
 """Rows that are remembered as the longest, of finished prompts and of free answers each."""
+_PARTIAL = "partial-"
+_ABANDONED_AFTER = 24 * 3600.0
+"""Seconds; the largest sets take minutes."""
 _LAYOUT = 1
 """Of the cached files; another number makes them anew."""
 
@@ -242,9 +247,13 @@ def _make_folder(places: Sequence[pathlib.Path]) -> tuple[pathlib.Path, pathlib.
     """(a new folder beside the place, the place) for the first that can be written."""
     errors = []
     for place in places:
+        for abandoned in place.parent.glob(f"{_PARTIAL}*"):  # by a process that was killed
+            with contextlib.suppress(OSError):
+                if time.time() - abandoned.stat().st_mtime > _ABANDONED_AFTER:
+                    shutil.rmtree(abandoned)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            partial = pathlib.Path(tempfile.mkdtemp(prefix="partial-", dir=place.parent))
+            partial = pathlib.Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=place.parent))
             partial.chmod(0o755)
         except OSError as error:
             errors.append(f"{place.parent}: {error.strerror}")
