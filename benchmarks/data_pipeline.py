@@ -1,9 +1,10 @@
-"""The data pipeline: padding, pairs a second alone, and how many times a CPU training step's.
+"""The data pipeline: padding, batches and pairs a second, and how many times a CPU training step's.
 
 Lengths are like FLAN's: log-normal, median 70, cut at 256, with answers of up to 16 tokens. First
 the sequences are made of random ids, which times shuffling, packing and tf.data; then of words,
-which adds prompts and tokenisation; with --text also span corruption. Last, in the same run, a
-training step of a T5-small-like model on such batches, and how many times as fast the data is.
+which adds prompts and tokenisation, in every batch mode and in a mixture of many tasks; with
+--text also span corruption. Last, in the same run, a training step of a T5-small-like model on such
+batches, and how many times as fast the data is.
 
     python -m benchmarks.data_pipeline --tokenizer FOLDER_OR_FILE
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import pathlib
 import time
@@ -28,8 +30,14 @@ from coin_jax.config import (
     TokenizerConfig,
 )
 from coin_jax.data.collection import make_pair_source
+from coin_jax.data.mixture import Mixture, make_mixture
 from coin_jax.data.packing import TokenizedSet
-from coin_jax.data.pairs import ContrastiveSet, TokenizedPairs, training_texts
+from coin_jax.data.pairs import (
+    ContrastiveSet,
+    TokenizedInstances,
+    TokenizedPairs,
+    training_texts,
+)
 from coin_jax.data.pipeline import BatchPipeline
 from coin_jax.data.sources import expand_files
 from coin_jax.data.span_corruption import SpanCorruption, read_tokens
@@ -44,8 +52,13 @@ from coin_jax.training.step import make_train_step
 
 LONGEST_INPUT, LONGEST_ANSWER = 256, 16
 SETS = 50_000
+DIFFERENT = 5_000
+"""Sets whose lengths are drawn; the others repeat them."""
+TASKS = 1_800
+"""In the mixture, as many as FLAN has."""
 
 
+@functools.cache  # drawing them takes longer than tokenising
 def flan_like_lengths(index: int, pairs: int) -> tuple[list[int], list[int]]:
     """(input, answer) lengths of a set's sequences; two wordings differ by a few tokens."""
     random = np.random.default_rng(index)
@@ -63,8 +76,8 @@ class RandomIds:
         random = np.random.default_rng(0)
         ids = random.integers(3, 32000, LONGEST_INPUT).astype(np.int32)
         self._sets = []
-        for index in range(5000):
-            inputs, answers = flan_like_lengths(index, pairs)
+        for index in range(DIFFERENT):
+            inputs, answers = flan_like_lengths(index, pairs=pairs)
             cut = [[ids[-length:] for length in side] for side in (inputs, answers)]
             self._sets.append(TokenizedSet(*cut, contents=tuple(range(pairs))))
 
@@ -82,19 +95,31 @@ class Words:
 
     def __init__(self, words: list[str], tokens_per_word: float):
         self._words, self._rate = words, tokens_per_word
+        for index, pairs in itertools.product(range(DIFFERENT), (1, 2)):
+            flan_like_lengths(index, pairs=pairs)
+        # Sizes that fall with the rank, as those of a large collection do.
+        ends = [round(SETS * (n / TASKS) ** 0.3) for n in range(TASKS + 1)]
+        self.tasks = {
+            f"task {n}": range(*bounds) for n, bounds in enumerate(itertools.pairwise(ends))
+        }
 
     def __len__(self) -> int:
         return SETS
 
     def get(self, index: int, epoch: int) -> ContrastiveSet:
-        start, prompts = index * 97, []
-        for length in flan_like_lengths(index, pairs=2)[0]:
-            first = start % (len(self._words) - LONGEST_INPUT)
-            count = max(1, round(length / self._rate))
-            text = " ".join(self._words[first : first + count])
-            pieces = (Piece("Answer the question: ", False), Piece(text, True))
-            prompts.append(Prompt(pieces, "yes" if index % 2 else "no"))
-        return ContrastiveSet(tuple(prompts), (2 * index, 2 * index + 1))
+        lengths = flan_like_lengths(index % DIFFERENT, pairs=2)[0]
+        prompts = tuple(self._prompt(index, length) for length in lengths)
+        return ContrastiveSet(prompts, (2 * index, 2 * index + 1))
+
+    def single(self, index: int, epoch: int, turn: int | None = None) -> Prompt:
+        lengths = flan_like_lengths(index % DIFFERENT, pairs=1)[0]
+        return self._prompt(index, lengths[(epoch if turn is None else turn) % 2])
+
+    def _prompt(self, index: int, length: int) -> Prompt:
+        first = index * 97 % (len(self._words) - LONGEST_INPUT)
+        text = " ".join(self._words[first : first + max(1, round(length / self._rate))])
+        pieces = (Piece("Answer the question: ", False), Piece(text, True))
+        return Prompt(pieces, "yes" if index % 2 else "no")
 
     def tightest(self):
         return iter(())
@@ -103,9 +128,14 @@ class Words:
         return self
 
 
-def measure(name: str, source, batch: BatchConfig, seconds: float) -> float:
-    """Pairs (of plain text: sequences) a second of the pipeline alone."""
-    with BatchPipeline(source, batch, seed=0) as pipeline:
+_RATES = ("batches", "pairs", "sequences")
+
+
+def measure(
+    name: str, source, batch: BatchConfig, seconds: float, mixture: Mixture | None = None
+) -> float:
+    """Pairs a second of the pipeline alone."""
+    with BatchPipeline(source, batch, seed=0, mixture=mixture) as pipeline:
         for _ in range(batch.prefetch + 1):
             next(pipeline)  # until as many are prefetched as will be at the end
         before = pipeline.statistics()
@@ -119,12 +149,12 @@ def measure(name: str, source, batch: BatchConfig, seconds: float) -> float:
                 / arrays["encoder_segment_ids"].size,
             )
         after = pipeline.statistics()
-    rates = {kind: (after[kind] - before[kind]) / passed for kind in ("pairs", "sequences")}
+    rates = {kind: (after[kind] - before[kind]) / passed for kind in _RATES}
     print(
         f"{name:34s} rows {batch.rows:4d}  padding {after['encoder_padding']:5.1%} (worst batch "
         f"{worst:5.1%})  decoder {after['decoder_padding']:5.1%}  cut "
-        f"{after['cut'] / after['sequences']:4.1%}  {rates['pairs']:7,.0f} pairs/s  "
-        f"{rates['sequences']:7,.0f} sequences/s"
+        f"{after['cut'] / after['sequences']:4.1%}  {rates['batches']:6,.1f} batches/s  "
+        f"{rates['pairs']:7,.0f} pairs/s  {rates['sequences']:7,.0f} sequences/s"
     )
     return rates["pairs"]
 
@@ -179,8 +209,15 @@ def main() -> None:
     words = " ".join(texts).split()
     tokens_per_word = len(tokenizer.encode(" ".join(words))) / len(words)
     name = f"tokenised words ({pathlib.Path(options.tokenizer).name or 'trained'})"
-    source = TokenizedPairs(Words(words, tokens_per_word), tokenizer, batch)
+    collection = Words(words, tokens_per_word)
+    source = TokenizedPairs(collection, tokenizer, batch)
     alone = measure(name, source, batch, options.seconds)
+    mixture = make_mixture(collection.tasks, DataConfig(mixture_cap=100), seed=0)
+    measure(f"  in a mixture of {TASKS} tasks", source, batch, options.seconds, mixture)
+    for mode in ("mixed_wordings", "one_wording"):
+        one_mode = dataclasses.replace(batch, mode=mode)
+        instances = TokenizedInstances(collection, tokenizer, one_mode)
+        measure(f"  {mode}", instances, one_mode, options.seconds)
     measure("built-in tasks", TokenizedPairs(builtin, tokenizer, batch), batch, options.seconds)
     if options.text:
         tokens, _ = read_tokens(expand_files(options.text, "--text"), tokenizer)
