@@ -115,7 +115,7 @@ class _Builder:
                 for number, entry in enumerate(entries):
                     bar.note = entry.task.name
                     self._write_task(writer, number, entry, bar)
-            self._add_negatives(writer, tasks)
+            self._add_negatives(writer, entries)
             if self._contamination:
                 report = json.dumps(self._contamination.report(), indent=2, ensure_ascii=False)
                 (writer.folder / DECONTAMINATION).write_text(report + "\n", encoding="utf-8")
@@ -291,11 +291,12 @@ class _Builder:
 
     # --- negatives, record ----------------------------------------------------------------
 
-    def _add_negatives(self, writer: SetWriter, tasks: Sequence[InstructionTask]) -> None:
+    def _add_negatives(self, writer: SetWriter, entries: Sequence[_Entry]) -> None:
         settings, seed = self._config.negatives, self._config.seed
+        tasks = [entry.task for entry in entries]
         if settings.kind == "hardest":
             with progress_bar(self._console, "Hardest negatives") as progress:
-                bar = _Advance(progress, writer.rows("train"))
+                bar = _Advance(progress, sum(entry.rows["train"] for entry in entries))
 
                 def embed(texts: Sequence[str]) -> np.ndarray:
                     bar.add(len(texts))
@@ -305,7 +306,9 @@ class _Builder:
                     "train", lambda shards: hardest(shards, tasks, embed, settings, seed)
                 )
         elif settings.kind == "other_instruction":
-            writer.add_negatives("train", lambda shards: other_instruction(shards, settings.keep))
+            writer.add_negatives(
+                "train", lambda shards: other_instruction(shards, tasks, settings.keep)
+            )
 
     def _record(self, entries: Sequence[_Entry]) -> dict[str, Any]:
         totals: collections.Counter = collections.Counter()
