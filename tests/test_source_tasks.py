@@ -116,6 +116,16 @@ def test_what_is_not_there_is_named_with_what_is(read):
         read(weather_rows(4), {"weather": [{"input": "Write {report}", "target": "{report}"}]})
 
 
+def test_templates_that_need_more_than_the_rows_have_are_left_out_with_a_note(read):
+    title = {"input": "{title}: {report} Wet?", "target": "{answer}"}
+    source = read(weather_rows(2), {"weather": [title, *WEATHER]})
+    names = [wording.name for wording in source.tasks["weather"].wordings]
+    assert names == [f"weather/{number}" for number in (2, 3, 4, 5)]
+    assert "and others that need title" in source.notes[0]
+    with pytest.raises(DataError, match=r"with the fields report; some need title"):
+        read(weather_rows(2), {"weather": [title]})
+
+
 def test_rows_of_other_tasks_are_counted(read):
     source = read([*weather_rows(2), {"task": "z", "inputs": {"a": "b"}, "label": "c"}])
     assert len(source) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,9 +16,11 @@ from coin_jax.curation.sources.selection import Answers, Selection, full_name
 from coin_jax.data.set_format import InstructionTask, Wording
 from coin_jax.data.sources import DataError, TaskRow, attempt, task_row
 from coin_jax.data.templates import (
+    ANSWER,
     OPTIONS,
     TemplatePair,
     asking_templates,
+    parse_template,
     read_templates,
 )
 
@@ -102,6 +105,7 @@ class TaskSource:
                 f"{name}: {self._selection.counts[name]} instances, {kinds}, "
                 f"{len(fit.task.wordings)} wordings, {fit.left_out} templates left out that do not "
                 "ask for the answer"
+                + (f", and others that need {', '.join(fit.unknown)}" if fit.unknown else "")
             )
         used = {fit.config.name for fit in self._fits.values()}
         unused = fields.keys() - used
@@ -129,15 +133,26 @@ class _Fit:
                 f"task {task.name!r}: no templates named {list_name!r} in template_files; there "
                 f"are {', '.join(sorted(templates))}. TaskConfig.templates names others"
             )
-        renamed = sorted(task.fields.get(field, field) for field in fields)
-        asking, self.left_out = asking_templates(templates[list_name], renamed, list_name)
+        entries = templates[list_name]
+        renamed = {task.fields.get(field, field) for field in fields}
+        named = itertools.chain.from_iterable(_placeholders(entry) for entry in entries)
+        asking, self.left_out = asking_templates(entries, sorted(renamed.union(named)), list_name)
+        # FLAN's bool_q has templates with a {title}, which SuperGLUE's BoolQ lacks.
+        self.unknown = sorted(
+            frozenset().union(*(wording.placeholders for wording in asking)) - renamed - {OPTIONS}
+        )
+        asking = [one for one in asking if one.placeholders.isdisjoint(self.unknown)]
         self._answers = task.answers or {label: label for label in labels}
         if not self._answers:  # nothing that could be listed as options
             listing = [wording for wording in asking if OPTIONS in wording.placeholders]
             asking = [wording for wording in asking if wording not in listing]
             self.left_out += len(listing)
         if not asking:
-            raise DataError(f"task {task.name!r}: no template of {list_name!r} asks for its answer")
+            raise DataError(
+                f"task {task.name!r}: no template of {list_name!r} asks for its answer with the "
+                f"fields {', '.join(sorted(renamed))}"
+                + (f"; some need {', '.join(self.unknown)}" if self.unknown else "")
+            )
         wordings = tuple(Wording(wording.name, wording.source) for wording in asking)
         self._needed = [wording.placeholders for wording in wordings]
         self.task = InstructionTask(
@@ -164,6 +179,11 @@ class _Fit:
                 f"{', '.join(map(repr, self._answers))}"
             )
         return Instance(self.task.name, inputs, self._answers.get(row.label, row.label), row.where)
+
+
+def _placeholders(entry: TemplatePair) -> frozenset[str]:
+    texts = (parse_template(text, entry.where) for text in (entry.input, entry.target))
+    return frozenset().union(*(text.placeholders for text in texts)) - {OPTIONS, ANSWER}
 
 
 def _select(
