@@ -14,31 +14,12 @@ of the authors' repository; paraphrases by a chat model are one more option here
 from coin_jax.config import TaskConfig
 from coin_jax.curation.config import FilterConfig, SetConfig, SourceConfig
 
-# Name in the collection, which adds `_10templates`, and the template list where it is another.
-TASKS = {
-    **dict.fromkeys(("mnli_matched", "mnli_mismatched"), "mnli"),
-    **dict.fromkeys(("anli_r1", "anli_r2", "anli_r3"), "anli"),
-    "ag_news_subset": "",
-    "bool_q": "",
-    "cb": "",
-    "cola": "",
-    "glue_mrpc": "",
-    "glue_qqp": "",
-    "imdb_reviews": "",
-    "multirc": "",
-    "paws_wiki": "",
-    "qnli": "",
-    "rte": "",
-    "sentiment140": "",
-    "snli": "",
-    "sst2": "",
-    "stsb": "",
-    "trec": "",
-    "wic": "",
-    "wnli": "",
-    "wsc": "",
-    "yelp_polarity_reviews": "",
-}
+TASKS = (
+    *("ag_news_subset", "anli_r1", "anli_r2", "anli_r3", "bool_q", "cb", "cola", "glue_mrpc"),
+    *("glue_qqp", "imdb_reviews", "mnli_matched", "mnli_mismatched", "multirc", "paws_wiki"),
+    *("qnli", "rte", "sentiment140", "snli", "sst2", "stsb", "trec", "wic", "wnli", "wsc"),
+    "yelp_polarity_reviews",
+)
 
 
 def get_config(arg: str = "data/flan_templates.json") -> SetConfig:
@@ -50,10 +31,7 @@ def get_config(arg: str = "data/flan_templates.json") -> SetConfig:
                     f"hub:Muennighoff/flan/train/{task}_10templates_train.jsonl" for task in TASKS
                 ),
                 template_files=(arg,),
-                tasks=tuple(
-                    TaskConfig(f"{task}_10templates", templates=templates or task)
-                    for task, templates in TASKS.items()
-                ),
+                tasks=tuple(map(TaskConfig, TASKS)),
                 licence="apache-2.0 (templates); each data set has a licence of its own",
             ),
         ),
