@@ -239,7 +239,7 @@ def test_real_prompts_fall_into_the_data_sets_that_their_names_tell():
     for name in source.tasks:
         by_dataset.setdefault(name.split("/")[0], []).append(name)
     assert {"glue_mrpc", "glue_qqp", "duorc_SelfRC", "duorc_ParaphraseRC"} <= by_dataset.keys()
-    # Likes and dislikes are different questions, ten stars and five are different answers.
+    # "Negative?" is not "positive?", and "2 stars" is not "2".
     assert [len(source.tasks[name].wordings) for name in by_dataset["amazon_polarity"]] == [2, 3]
     assert [len(source.tasks[name].wordings) for name in by_dataset["yelp_review_full"]] == [5, 2]
     # Titles were asked of the same plots, so only the questions are instances.
