@@ -9,8 +9,9 @@ import json
 import numpy as np
 import pytest
 from data_files import pair_rows, write_csv
+from rich.console import Console
 
-from coin_jax.config import BatchConfig, DataConfig
+from coin_jax.config import BatchConfig, Config, DataConfig, TokenizerConfig
 from coin_jax.data.builtin import builtin_tasks
 from coin_jax.data.collection import make_pair_source
 from coin_jax.data.mixture import Mixture
@@ -19,6 +20,7 @@ from coin_jax.data.pairs import TaskPairs, TokenizedInstances, TokenizedPairs
 from coin_jax.data.pipeline import BatchPipeline
 from coin_jax.data.sources import DataError
 from coin_jax.data.tokenizer import ByteTokenizer
+from coin_jax.train import build_data
 
 EOS = 1
 MODES = ("pairs", "mixed_wordings", "one_wording")
@@ -94,6 +96,20 @@ def test_ready_pairs_give_their_columns_as_wordings(tmp_path):
         assert len({source.single(index, 0, turn).text[:2] for index in members}) == 1
     assert source.single(0, 0, 0).text[:2] != source.single(0, 0, 1).text[:2]
     assert len({source.single(index, 0).text[:2] for index in range(20)}) == 2
+
+
+@pytest.mark.parametrize(("mode", "sets"), [("pairs", 10), ("mixed_wordings", 20)])
+def test_without_pairs_hard_negatives_of_a_file_are_instances_like_others(tmp_path, mode, sets):
+    file = str(write_csv(tmp_path / "pairs.csv", pair_rows(20)))
+    data = DataConfig("pairs", (file,), (file,), odd_rows_are_hard_negatives=True)
+    config = Config(
+        output=str(tmp_path),
+        data=data,
+        tokenizer=TokenizerConfig(kind="bytes"),
+        batch=BatchConfig(mode=mode),
+    )
+    _, source, _, _ = build_data(config, None, Console(quiet=True), lambda text: None)
+    assert len(source) == sets
 
 
 def test_tokenized_instances_are_single_sequences_that_form_no_pairs(builtin):

@@ -199,6 +199,18 @@ def test_every_batch_can_be_continued_from_two_integers():
         assert len(fetch.asked) < len(expected.sets) + 2 * 16
 
 
+def test_what_was_fetched_ahead_can_be_fetched_again():
+    fetch, room = Stream(flan_like(300, members=2)), Room(8, 256, 48, 8)
+    stream, straight = PackedStream(fetch, room), PackedStream(Stream(fetch.sets), room)
+    for _ in range(20):
+        stream.restart()
+        fetch.asked.clear()
+        positions = [item.cut for item in stream.next_batch().sets]
+        assert positions == [item.cut for item in straight.next_batch().sets]
+        assert set(positions) <= set(fetch.asked)
+        assert (stream.position, stream.taken) == (straight.position, straight.taken)
+
+
 def test_going_on_with_another_window_and_other_rows_loses_nothing():
     sets, seen, state = flan_like(300, members=4), [], (0, 0)
     for rows, window in [(8, 64), (2, 1), (4, 16), (8, 64), (3, 2)] * 20:

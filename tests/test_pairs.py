@@ -180,6 +180,23 @@ def test_what_the_config_gets_wrong_about_its_files_is_said(tmp_path, changes, r
         make_pair_source(weather_data(tmp_path, **changes), 0)
 
 
+def test_a_set_on_disk_is_one_folder():
+    data = DataConfig(source="set", files=("one", "two"))
+    with pytest.raises(DataError, match=r"data\.files: source 'set' reads one folder.* one, two"):
+        make_pair_source(data, 0)
+
+
+def test_tasks_are_neighbouring_indices_and_have_different_names(tmp_path):
+    rows = weather_rows(30)
+    rows += [{**row, "task": "sky"} for row in weather_rows(20)]
+    tasks = (WEATHER_TASK, dataclasses.replace(WEATHER_TASK, name="sky", templates="weather"))
+    source = make_pair_source(weather_data(tmp_path, rows, tasks=tasks), 0)
+    sizes = [len(task.training.inputs) for task in source.definitions]
+    assert source.tasks == {"weather": range(sizes[0]), "sky": range(sizes[0], sum(sizes))}
+    with pytest.raises(DataError, match="two tasks are called 'weather'"):
+        make_pair_source(weather_data(tmp_path, rows, tasks=(WEATHER_TASK, WEATHER_TASK)), 0)
+
+
 def test_files_without_a_usable_row_are_an_error_that_gives_the_first_reason(tmp_path):
     data = weather_data(tmp_path, ["{", "{"], bad_rows="skip")
     with pytest.raises(DataError, match=r"no usable row; 2 unreadable rows .*jsonl:1: not JSON"):
