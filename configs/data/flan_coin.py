@@ -1,6 +1,6 @@
 """The contrastive set of the CoIN paper, rebuilt: FLAN's tasks with definite answers.
 
-    python -m coin_jax.paraphrase --config configs/data/flan_coin.py:TEMPLATES --output data/coin_flan
+    python -m coin_jax.paraphrase --config configs/data/flan_coin.py:TEMPLATES --output data/coin
 
 The prompts come from the hub (Muennighoff/flan), and the template that made each of them is found
 again, so that every instance can be asked in all of its task's wordings. TEMPLATES are FLAN's own,
