@@ -19,6 +19,7 @@ from fake_chat import FakeChat, after, answer, fail, raw, rewordings, say
 from coin_jax.curation.config import ChatConfig
 from coin_jax.curation.paraphrasers import ChatError, Request
 from coin_jax.curation.paraphrasers.chat import Chat, messages, read_rewordings
+from coin_jax.curation.paraphrasers.replies import retry_after
 
 KEY = "sk-secret-1234567890"
 
@@ -178,6 +179,25 @@ def test_what_fails_for_good_is_reported_and_asked_by_the_next_run_alone(chat):
         assert bad.answered == dict.fromkeys(asked, 1)
 
 
+def test_failures_are_told_once_in_the_words_of_the_endpoint(chat):
+    with FakeChat(
+        lambda text, number: raw(b'{"error": {"message": "upstream\\nis down."}}')
+    ) as bad:
+        paraphraser = chat(bad, attempts=1)
+        paraphraser.reword(requests("Rate this: {text}"), quiet)
+        paraphraser.reword(requests("Grade this: {text}"), quiet)
+    assert [note.count("upstream is down") for note in paraphraser.notes] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("7", 7), ("0.5", 0.5), ("-3", 0), ("nan", 0), ("inf", float("inf")), ("soon", 0), ("", 0),
+     ("Sat, 01 Jan 2000 00:00:00 GMT", 0), ("Sat, 99 Jan 2000 00:00:00 GMT", 0)],
+)  # fmt: skip
+def test_retry_after_is_a_number_of_seconds_or_nothing(header, seconds):
+    assert retry_after(header) == seconds
+
+
 def test_a_refused_prompt_fails_alone_and_at_once(chat):
     refused = fail(400, "filtered", code="content_filter")
     with FakeChat(lambda text, number: refused if "1" in text else None) as server:
@@ -309,7 +329,9 @@ def test_what_a_permanent_error_left_answered_is_kept(chat):
     assert paraphraser.usage.cached == 4
 
 
-@pytest.mark.parametrize("content", [b"", b'{"request"', b"[]", b'{"request": {}, "answer": "x"}'])
+@pytest.mark.parametrize(
+    "content", [b"", b'{"request"', b"[]", b'{"answer": "x"}', b'{"answer": 5}']
+)
 def test_a_cache_file_that_is_not_whole_counts_as_absent(chat, tmp_path, content):
     with FakeChat() as server:
         chat(server).reword(requests("Rate this: {text}"), quiet)

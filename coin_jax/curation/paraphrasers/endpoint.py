@@ -230,8 +230,8 @@ class Endpoint:
     def _recall(self, question: Question) -> list[str] | None:
         """A former answer; None where there is none, or none that is whole and useful."""
         try:
-            record = json.loads((self._cache / f"{question.key}.json").read_bytes())
-            return self._read(record["answer"]) if record["request"] == question.body else None
+            content = (self._cache / f"{question.key}.json").read_bytes()
+            return self._read(str(json.loads(content)["answer"]))
         except (FileNotFoundError, ValueError, TypeError, KeyError):
             return None
 
