@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import pathlib
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -42,6 +43,9 @@ CONTENT = "content"
 """The placeholder for all fields of an instance at once."""
 CUE = " Answer:"
 """Stands after an instance's text that is appended to a prompt."""
+
+_WORD = re.compile(r"[^\W_]+")
+_PLACEHOLDER = re.compile(r"\{\w*\}")
 
 # --- what a suite is ----------------------------------------------------------------------
 
@@ -209,12 +213,11 @@ def overlaps(suite: Suite, training_templates: Iterable[str]) -> list[str]:
     Prompts are the same when their words are: white space, case, punctuation and placeholders do
     not count, nor does the text appended to a prompt without placeholders.
     """
-    trained = {_words(template): template for template in training_templates}
+    trained = {template_words(template): template for template in training_templates}
     trained.pop((), None)
     found = []
     for wording in suite.wordings:
-        asked = "".join(literal + " {} " for literal, _ in wording.template.parts)
-        template = trained.get(_words(wording.text)) or trained.get(_words(asked))
+        template = next(filter(None, map(trained.get, wording_words(wording))), None)
         if template is not None:
             found.append(
                 f"task {wording.task!r}, prompt {wording.name} was trained on: {wording.text!r} is "
@@ -223,8 +226,20 @@ def overlaps(suite: Suite, training_templates: Iterable[str]) -> list[str]:
     return found
 
 
-def _words(template: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"[^\W_]+", re.sub(r"\{\w*\}", " ", template).casefold()))
+def words(text: str) -> tuple[str, ...]:
+    """The words by which texts are compared: without case, punctuation and variants of letters."""
+    return tuple(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
+
+
+def template_words(template: str) -> tuple[str, ...]:
+    """`words` of a template, without its placeholders."""
+    return words(_PLACEHOLDER.sub(" ", template))
+
+
+def wording_words(wording: Wording) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """`words` of a prompt as written, and with the text that is appended to it."""
+    asked = "".join(literal + " {} " for literal, _ in wording.template.parts)
+    return template_words(wording.text), template_words(asked)
 
 
 def _default_content(fields: Sequence[str]) -> str:
