@@ -25,13 +25,8 @@ from typing import Any
 import pydantic
 import tyro
 
-from coin_jax.config import (
-    Config,
-    ConfigError,
-    TokenizerConfig,
-    readable_faults,
-    validate,
-)
+from coin_jax.config import Config, ConfigError, TokenizerConfig, validate
+from coin_jax.type_errors import readable_faults
 
 Schema = typing.TypeVar("Schema")
 

@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterator
 from typing import Literal
 
-from coin_jax.config import ConfigError, TaskConfig, type_errors
+from coin_jax.config import ConfigError, TaskConfig
+from coin_jax.type_errors import type_errors
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,9 +22,9 @@ from typing import Any, Literal
 import pydantic
 import pydantic_core
 
-from coin_jax.config import readable_faults
 from coin_jax.data.sources import DataError
 from coin_jax.data.templates import OPTIONS, parse_template
+from coin_jax.type_errors import readable_faults
 
 FORMAT = "coin_jax contrastive set"
 VERSION = 1
