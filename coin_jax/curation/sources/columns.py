@@ -234,17 +234,18 @@ class Columns:
         return _Group(texts[TASK], texts[INSTRUCTION] if is_shared else "")
 
     def _task(self, group: _Group, answers: Answers) -> InstructionTask:
-        name = group.task
+        name, own_instruction = group.task, ""
         if INSTRUCTION not in self._table.columns:
             wordings = tuple(Wording(field, f"{{{field}}}") for field in self._fields)
+        elif group.instruction:
+            name += f"/{_slug(group.instruction)}"
+            text = group.instruction.replace("{", "{{").replace("}", "}}")
+            wordings = _layouts(text, self._fields)
         else:
-            text = f"{{{INSTRUCTION}}}"
-            if group.instruction:
-                text = group.instruction.replace("{", "{{").replace("}", "}}")
-                name += f"/{_slug(group.instruction)}"
-            elif not group.has_input and self._fields:
+            own_instruction = INSTRUCTION
+            if self._fields and not group.has_input:
                 name += "_without_input"
-            wordings = _layouts(text, self._fields if group.has_input else ())
+            wordings = _layouts(f"{{{INSTRUCTION}}}", self._fields if group.has_input else ())
         labels = self._labels.get(group.task)
         return InstructionTask(
             full_name(self._config, name),
@@ -252,6 +253,7 @@ class Columns:
             wordings,
             tuple(dict.fromkeys(labels.values())) if labels else answers.closed(),
             self._config.licence,
+            own_instruction,
         )
 
     def _notes(self, answers: Mapping[_Group, Answers], numbers: np.ndarray) -> Iterator[str]:

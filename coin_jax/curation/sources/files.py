@@ -80,11 +80,12 @@ def _of_hub(pattern: str, field: str, suffixes: Sequence[str], split: str) -> li
             )
         )
     except (OSError, ValueError) as error:  # the hub's own errors are either
+        what = wanted or f"the {', '.join(suffixes)} files" + (f" named {split!r}" if split else "")
         raise DataError(
             f"{field}: {pattern!r} is not here and cannot be fetched: {_first_line(error)}. Where "
-            f"there is a network, get {' or '.join(patterns)} from "
-            f"https://huggingface.co/datasets/{owner}/{name}/tree/main, put the files in a folder "
-            f"on this machine and name that folder in {field}"
+            f"there is a network, get {what} from "
+            f"https://huggingface.co/datasets/{owner}/{name}/tree/main, put them in a folder on "
+            f"this machine, and name that folder in {field}"
         ) from None
     found = _below(folder, suffixes, "" if wanted else split)
     if not wanted:
