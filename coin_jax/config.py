@@ -424,15 +424,14 @@ def problems(config: Config) -> Iterator[str]:
             "data.template_files",
             "given: rows become prompts through templates",
         )
-    weights = config.data.mixture_weights
     yield from refuse_unless(
-        all(0 < weight < math.inf for weight in weights.values()),
+        all(0 < weight < math.inf for weight in config.data.mixture_weights.values()),
         "data.mixture_weights",
         "positive numbers by task; a task that is not named has no share",
     )
     for field, none in (("mixture_cap", 0), ("mixture_temperature", 1.0)):
         yield from refuse_unless(
-            not weights or value(f"data.{field}") == none,
+            not config.data.mixture_weights or value(f"data.{field}") == none,
             f"data.{field}",
             f"{none}: data.mixture_weights say the shares already",
         )
@@ -440,8 +439,7 @@ def problems(config: Config) -> Iterator[str]:
         yield from refuse_unless(
             config.objective.method != "coin" and config.data.source != "text",
             "batch.mode",
-            "'pairs' for objective.method 'coin', which needs them, and for data.source 'text', "
-            "which has no wordings",
+            "'pairs' for objective.method 'coin', and for data.source 'text', without wordings",
         )
     if config.data.source == "text":
         for field, none in (("weights", {}), ("cap", 0), ("temperature", 1.0)):

@@ -182,7 +182,7 @@ REFUSED = [
         },
         "batch.mode",
         "'mixed_wordings'",
-        "no wordings",
+        "without wordings",
     ),
     ({"data.noise_density": 1.0}, "data.noise_density", "1.0", "in (0, 1)"),
     ({"data.mean_noise_span_length": 0.5}, "data.mean_noise_span_length", "0.5", "at least 1"),
