@@ -80,8 +80,8 @@ class FlanCollection:
         new[[list(answers).index(name) for name in used]] = np.arange(len(names))
         drawn = Selection(new[numbers], names, config.rows_per_task, seed)
         self._selection = Selection(self._read_prompts(drawn), names, 0, seed)
-        self.tasks = {name: task.task() for name, task in self._tasks.items()}
         counts = self._selection.counts
+        self.tasks = {name: task.task() for name, task in self._tasks.items() if counts[name]}
         self.notes = tuple(task.note(counts[name]) for name, task in self._tasks.items())
         unused = answers.keys() - set(used)
         if unused:
@@ -151,7 +151,10 @@ class _Task:
         """Learns from a row; whether it can be used."""
         if not self._reader:
             return True
-        prompt, target = _texts(*records.record(row))
+        texts = attempt(_texts, *records.record(row))
+        if isinstance(texts, DataError):
+            return True  # for `instance` to say so
+        prompt, target = texts
         reading = self._reader.read(prompt)
         if isinstance(reading, str):
             self._left_out[reading] += 1
@@ -164,18 +167,18 @@ class _Task:
         return True
 
     def task(self) -> InstructionTask:
-        if not self._reader:
-            wordings = (Wording(PROMPT, f"{{{PROMPT}}}"),)
-        else:
-            wordings = tuple(
-                Wording(wording.name, self._with_own_lists(wording.source), "template")
-                for wording in self._reader.wordings
-            )
-        fields = frozenset().union(*(wording.placeholders for wording in wordings))
         answers = tuple(dict.fromkeys(self._labels.values()))
         if not answers and not self._own_lists:
             answers = self._list or self._answers.closed()
         self._known = frozenset(self._labels or answers)
+        wordings = (Wording(PROMPT, f"{{{PROMPT}}}"),)
+        if self._reader:
+            wordings = tuple(
+                Wording(wording.name, self._with_own_lists(wording.source), "template")
+                for wording in self._reader.wordings
+                if answers or self._own_lists or OPTIONS not in wording.placeholders
+            )
+        fields = frozenset().union(*(wording.placeholders for wording in wordings))
         return InstructionTask(self._name, tuple(sorted(fields)), wordings, answers, self._licence)
 
     def instance(self, where: str, record: Mapping[str, Any]) -> Instance:
