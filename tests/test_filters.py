@@ -164,6 +164,11 @@ def test_another_language_is_found_and_doubt_passes(candidate, found):
     assert fault(ORIGINAL, candidate, FilterConfig(length_ratio=9, language="")) is None
 
 
+def test_where_the_original_is_in_another_language_it_is_left_open():
+    original = "Übersetze den folgenden Satz aus dem Deutschen ins Englische: {text}"
+    assert fault(original, "Gib diesen deutschen Satz auf Englisch wieder: {text}") is None
+
+
 def test_what_stands_in_for_text_is_no_language():
     settings = FilterConfig(length_ratio=9)
     names = "Is this good? {welche_besprechung_ist_hier_gemeint} {die_andere_meinung_dazu}"
@@ -213,6 +218,39 @@ def test_the_edit_distance_is_a_share_of_the_longer_text():
     none = FilterConfig(language="", least_edit_distance=0)
     assert fault(original, one, none) is None
     assert fault(original, original, none) == "near-copy"  # a wording is no rewording of itself
+
+
+CONTENT = (
+    "Der Hund läuft {{schnell}} über die Straße, und niemand weiß, wohin er will. " * 3
+).strip()
+
+
+SHOWN = CONTENT.replace("{{", "{").replace("}}", "}")
+
+
+def of_finished_prompts(original, text) -> str | None:
+    return fault(original, text, frozen=(SHOWN,))
+
+
+def test_the_content_of_a_finished_prompt_stays_and_does_not_count():
+    original = f"Translate this for me: {CONTENT} Thanks!"
+    assert of_finished_prompts(original, f"{CONTENT}\nPut this into other words.") is None
+    assert of_finished_prompts(original, f"Translate that for me: {CONTENT} Thanks!") is None
+    assert (
+        of_finished_prompts(original, f"translate this FOR me: {CONTENT} (thanks)") == "near-copy"
+    )
+    assert (
+        of_finished_prompts(original, f"{CONTENT} Gib das bitte auf Englisch wieder.") == "language"
+    )
+    assert (
+        of_finished_prompts(original, f"{CONTENT} {'Put this into other words. ' * 4}") == "length"
+    )
+    changed = CONTENT.replace("niemand weiß", "jeder weiß")
+    assert of_finished_prompts(original, f"{changed} Put this into other words.") == "label words"
+    assert of_finished_prompts(original, "Put this into other words.") == "label words"
+    taken = {"": [f"{CONTENT} PUT THIS, INTO OTHER WORDS"]}
+    again = Candidate("", original, f"{CONTENT} Put this into other words.", (), (SHOWN,))
+    assert wording_faults([again], SETTINGS, None, taken)[0].filter == "near-duplicate"
 
 
 def faults(texts, settings=SETTINGS, similarity=None, taken=None, task="t"):

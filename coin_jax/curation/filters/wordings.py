@@ -15,7 +15,7 @@ from rapidfuzz.distance import Levenshtein
 from coin_jax.curation.config import FilterConfig
 from coin_jax.data.sources import DataError
 from coin_jax.data.templates import OPTIONS, parse_template
-from coin_jax.robustness.perturb.words import frozen_texts
+from coin_jax.robustness.perturb.words import frozen_spans, frozen_texts
 from coin_jax.robustness.suite import template_words, words
 
 LEAKING_WORDS = 5
@@ -23,9 +23,14 @@ LEAKING_WORDS = 5
 LEAST_LIKELY = 0.01
 """A text is in another language where the language asked for is less likely than this share of the
 most likely one. Short and misspelt texts stay above."""
+CONTENT_WORDS = 5
+"""A frozen text of so many words is content, not instruction: how a wording reads, how long it is
+and how far from another is measured without it."""
 
 _LIST = re.compile(r"^[ \t]*options?:.*(?:\n[ \t]*-.*)*", re.IGNORECASE | re.MULTILINE)
 _MARK = re.compile(r"\boptions?\s*:", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"\{\w*\}")
+_TOKEN = re.compile(r"\{\w*\}|[^\W_]+")
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 """Texts -> unit vectors [N, D]."""
@@ -40,7 +45,7 @@ class Candidate(NamedTuple):
     answers: tuple[str, ...] = ()
     """The task's closed set."""
     frozen: tuple[str, ...] = ()
-    """Other words that stay."""
+    """Other texts that stay."""
     target: str | None = None
     """The answer, where the wording belongs to a single instance."""
 
@@ -89,13 +94,13 @@ def wording_faults(
     faults = [_fault(candidate, settings) for candidate in candidates]
     if settings.least_similarity > 0:
         _add_dissimilar(faults, candidates, settings.least_similarity, similarity)
-    known = {task: [_plain(text) for text in texts] for task, texts in (taken or {}).items()}
+    known = {task: list(texts) for task, texts in (taken or {}).items()}
     for place, (candidate, fault) in enumerate(zip(candidates, faults, strict=True)):
         if fault is None:
             others = known.setdefault(candidate.task, [])
             faults[place] = _near_duplicate(candidate, others, settings)
             if faults[place] is None:
-                others.append(_plain(candidate.text))
+                others.append(candidate.text)
     return faults
 
 
@@ -159,15 +164,20 @@ def _grams(text: Sequence[str], size: int) -> set[tuple[str, ...]]:
 def _label_words(candidate: Candidate) -> Fault | None:
     labels = tuple(map(_unified, (*candidate.answers, *candidate.frozen)))
     before, after = (
-        frozen_texts(_unified(text), labels) for text in (candidate.original, candidate.text)
+        frozen_texts(_shown(text), labels) for text in (candidate.original, candidate.text)
     )
     if before == after:
         return None
-    return Fault("label words", _changed(before, after, "%r"))
+    return Fault("label words", _changed(before, after, "%.60r"))
+
+
+def _shown(template: str) -> str:
+    """The text as it is shown, with single braces and one way to write each character."""
+    parts = parse_template(template, "wording").parts
+    return _unified("".join(literal + (f"{{{name}}}" if name else "") for literal, name in parts))
 
 
 def _unified(text: str) -> str:
-    """One way to write each character, apostrophes too, so that no answer hides behind another."""
     return unicodedata.normalize("NFKC", text).replace("’", "'")
 
 
@@ -182,25 +192,43 @@ def _changed(before: Counter[str], after: Counter[str], form: str) -> str:
 # --- how it reads -------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=4096)
+def _instruction(template: str, frozen: tuple[str, ...]) -> str:
+    """The text as shown, without content."""
+    text = _shown(template)
+    content = tuple(_unified(each) for each in frozen if len(words(each)) >= CONTENT_WORDS)
+    for start, end in reversed(frozen_spans(text, content) if content else []):
+        if not _PLACEHOLDER.fullmatch(text[start:end]):
+            text = f"{text[:start]} {text[end:]}"
+    return text
+
+
 def _length(candidate: Candidate, most: float) -> Fault | None:
     before, after = (
-        max(1, len(" ".join(template_words(text)))) for text in (candidate.original, candidate.text)
+        max(1, len(" ".join(template_words(_instruction(text, candidate.frozen)))))
+        for text in (candidate.original, candidate.text)
     )
-    ratio = max(before, after) / min(before, after)
-    if ratio <= most:
+    if max(before, after) <= most * min(before, after):
         return None
-    return Fault("length", f"{after} characters for {before}, placeholders aside")
+    return Fault("length", f"{after} letters and spaces for {before}, placeholders aside")
 
 
 def _language(candidate: Candidate, language: str) -> Fault | None:
+    other = _other_language(candidate.text, candidate.frozen, language)
+    # Where the original seems to be in another one too, who knows.
+    if not other or _other_language(candidate.original, candidate.frozen, language):
+        return None
+    return Fault("language", f"reads as {other!r}")
+
+
+def _other_language(text: str, frozen: tuple[str, ...], language: str) -> str:
+    """The language that a text is in, where it is surely not in the one asked for; else empty."""
     if not language:
-        return None
-    literals = (literal for literal, _ in parse_template(candidate.text, "wording").parts)
-    ranking = dict(_identifier(language).rank(" ".join(" ".join(literals).split())))
+        return ""
+    plain = _PLACEHOLDER.sub(" ", _instruction(text, frozen))
+    ranking = dict(_identifier(language).rank(" ".join(plain.split())))
     likeliest = max(ranking, key=ranking.__getitem__)
-    if ranking[language] >= LEAST_LIKELY * ranking[likeliest]:
-        return None
-    return Fault("language", f"reads as {likeliest!r}, {ranking[likeliest]:.0%} likely")
+    return likeliest if ranking[language] < LEAST_LIKELY * ranking[likeliest] else ""
 
 
 @functools.cache
@@ -219,7 +247,7 @@ def _identifier(language: str):
 
 
 def _near_copy(candidate: Candidate, least: float) -> Fault | None:
-    distance = _distance(_plain(candidate.original), _plain(candidate.text))
+    distance = _distance(candidate.original, candidate.text, candidate.frozen)
     if distance and distance >= least:
         return None
     return Fault("near-copy", f"{distance:.1%} of its characters are different")
@@ -228,24 +256,20 @@ def _near_copy(candidate: Candidate, least: float) -> Fault | None:
 def _near_duplicate(
     candidate: Candidate, others: Iterable[str], settings: FilterConfig
 ) -> Fault | None:
-    plain = _plain(candidate.text)
     for other in others:
-        distance = _distance(plain, other)
+        distance = _distance(other, candidate.text, candidate.frozen)
         if not distance or distance < settings.least_edit_distance:
             return Fault("near-duplicate", f"of {other!r}")
     return None
 
 
-def _plain(template: str) -> str:
-    """Words and placeholders: differences in case, punctuation and white space are none."""
-    parts = parse_template(template, "wording").parts
-    pieces = ((*words(literal), f"{{{name}}}" if name else "") for literal, name in parts)
-    return " ".join(piece for of_part in pieces for piece in of_part if piece)
-
-
-def _distance(first: str, second: str) -> float:
-    """Edits as a share of the longer text, from 0 to 1."""
-    return Levenshtein.normalized_distance(first, second)
+def _distance(first: str, second: str, frozen: tuple[str, ...]) -> float:
+    """Edits of words and placeholders as a share of the longer text's characters, from 0 to 1;
+    case, punctuation and white space do not count."""
+    plain = (
+        " ".join(_TOKEN.findall(_instruction(text, frozen).casefold())) for text in (first, second)
+    )
+    return Levenshtein.normalized_distance(*plain)
 
 
 def _add_dissimilar(
