@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from coin_jax.curation.paraphrasers import Request
+from coin_jax.curation.paraphrasers.model import Model
 from coin_jax.predictor import Predictor
 from coin_jax.robustness.perturb import (
     EmbeddingLexicon,
@@ -86,8 +88,17 @@ def infilling_lexicon(predictor: Predictor) -> InfillingLexicon:
 def paraphrasing_lexicon(predictor: Predictor) -> ParaphrasingLexicon:
     """Whole rewordings by a T5 that was trained to paraphrase."""
 
+    # Line by line and with letters for placeholders, which T5's vocabulary cannot write.
+    paraphraser = Model(
+        lambda texts: predictor.candidates(
+            [PARAPHRASE_PREFIX + text for text in texts],
+            beams=PARAPHRASES,
+            candidates=PARAPHRASES,
+            max_new_tokens=128,
+        )
+    )
+
     def paraphrase(text: str) -> list[str]:
-        settings = {"beams": PARAPHRASES, "candidates": PARAPHRASES, "max_new_tokens": 128}
-        return predictor.candidates([PARAPHRASE_PREFIX + text], **settings)[0]
+        return paraphraser.reword([Request("", "", text)], lambda done, total, note: None)[0]
 
     return ParaphrasingLexicon(paraphrase)

@@ -158,6 +158,15 @@ def test_templates_are_reworded_once_and_rewordings_pass_the_filters(tmp_path, w
     assert faults == {"label words": 2, "near-copy": 2}
 
 
+def test_typing_errors_by_rule_are_no_copies(tmp_path, weather):
+    paraphraser = Suffixes(" q", " zz")
+    paraphraser.origin = "rule"
+    config = weather(weather_rows(40), paraphrase=ParaphraseConfig(("rules",), wordings=2))
+    manifest = build(config, tmp_path / "set", paraphrasers=[paraphraser])
+    origins = [wording.origin for wording in manifest.tasks[0].wordings]
+    assert origins.count("rule") == 4, manifest.record["tasks"]["weather"]["wordings_left_out"]
+
+
 def test_instructions_of_an_instance_are_reworded_and_its_input_stays(tmp_path):
     rows = [
         {"instruction": f"Name the colour of {{x}} number {i}.", "input": "A", "output": f"c{i}"}
@@ -172,7 +181,9 @@ def test_instructions_of_an_instance_are_reworded_and_its_input_stays(tmp_path):
         config, tmp_path / "set", paraphrasers=[Suffixes(" Say it in a word or two, no more.")]
     )
     assert len(rows_of(tmp_path / "set")) == 12, manifest.record["left_out"]
-    instructions = dict(zip(manifest.tasks[0].fields, rows_of(tmp_path / "set")[3]["inputs"]))
+    instructions = dict(
+        zip(manifest.tasks[0].fields, rows_of(tmp_path / "set")[3]["inputs"], strict=True)
+    )
     assert instructions["instruction"] == "Name the colour of {x} number 3."
     assert instructions["reworded_suffixes_1"] == (
         "Name the colour of {x} number 3. Say it in a word or two, no more."

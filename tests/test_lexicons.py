@@ -53,7 +53,7 @@ def test_bert_attack_asks_the_model_to_fill_the_gap():
 
 
 def test_a_paraphraser_rewords_whole_prompts_and_keeps_their_places():
-    model = Model(["Name the mood: good or bad. {text}", "Name the mood. {text}", "lost its place"])
+    model = Model(["Name the mood: good or bad. X", "Name the mood. X", "lost its place"])
     lexicon = choose_lexicon("semantic", paraphraser=lambda: model)
     text = "Say good or bad of this: {text}"
     copies = {
@@ -67,7 +67,7 @@ def test_a_paraphraser_rewords_whole_prompts_and_keeps_their_places():
         for seed in range(8)
     }
     assert copies == {"Name the mood: good or bad. {text}"}
-    assert set(model.asked) == {"paraphrase: " + text}
+    assert set(model.asked) == {"paraphrase: Say good or bad of this: X"}
 
 
 @pytest.mark.parametrize(

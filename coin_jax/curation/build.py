@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -231,7 +232,10 @@ class _Builder:
             entry.left_out["near-duplicate"] += are_new.count(False)
             chosen = self._in_splits(entry, itertools.compress(instances, are_new))
             reworded = self._rewording.with_new_inputs(
-                entry.task, [instance for _, instance in chosen], entry.wordings_left_out
+                entry.task,
+                [instance for _, instance in chosen],
+                entry.wordings_left_out,
+                functools.partial(bar.show_part, len(indices)),
             )
             for (split, _), instance in zip(chosen, reworded, strict=True):
                 if _is_askable(entry.task, instance):
@@ -346,6 +350,11 @@ class _Advance:
     def add(self, count: int) -> None:
         self._done += count
         self._progress(self._done, self._total, self.note)
+
+    def show_part(self, count: int, done: int, total: int, note: str) -> None:
+        """That of the next `count` instances the share done / total is."""
+        notes = ", ".join(filter(None, [self.note, note]))
+        self._progress(self._done + count * done // max(1, total), self._total, notes)
 
     def finish(self, entry: _Entry) -> None:
         """A task may end before all its instances were needed."""

@@ -159,6 +159,8 @@ def problems(config: SetConfig) -> Iterator[str]:
     if wrong := type_errors(config):
         yield from (f"{path}: {reason}" for path, reason in wrong)
         return  # comparisons below would fail on values of the wrong type
+    if not config.paraphrase.chat.cache:
+        yield "paraphrase.chat.cache = '': must name a folder"
     if not config.sources:
         yield "sources: must name at least one; a config file in configs/data does"
     for number, source in enumerate(config.sources):

@@ -16,7 +16,13 @@ from rich.console import Console
 
 from coin_jax.curation.config import SetConfig
 from coin_jax.curation.filters import Candidate, Encode, wording_faults
-from coin_jax.curation.paraphrasers import Paraphraser, Request, has_words, progress_bar
+from coin_jax.curation.paraphrasers import (
+    Paraphraser,
+    Progress,
+    Request,
+    has_words,
+    progress_bar,
+)
 from coin_jax.curation.source import Instance
 from coin_jax.data.ready_pairs import shared_fields
 from coin_jax.data.set_format import InstructionTask, Wording
@@ -72,7 +78,9 @@ class Rewording:
                 str(number): [wording.template for wording in known]
                 for number, known in enumerate(wordings)
             }
-            kept = self._passing(candidates, taken, [faults[number] for number, _ in asked])
+            kept = self._passing(
+                paraphraser, candidates, taken, [faults[number] for number, _ in asked]
+            )
             for (number, wording), texts in zip(asked, kept, strict=True):
                 wordings[number] += (
                     Wording(
@@ -89,7 +97,11 @@ class Rewording:
         ]
 
     def with_new_inputs(
-        self, task: InstructionTask, instances: Sequence[Instance], faults: collections.Counter
+        self,
+        task: InstructionTask,
+        instances: Sequence[Instance],
+        faults: collections.Counter,
+        progress: Progress,
     ) -> list[Instance]:
         """The instances with rewordings of what each has of its own. `faults` count what each
         filter left out."""
@@ -102,7 +114,7 @@ class Rewording:
             requests = [
                 Request(task.name, "", own.text, (*task.answers, *own.content)) for own in originals
             ]
-            rewordings = paraphraser.reword(requests, lambda done, total, note: None)
+            rewordings = paraphraser.reword(requests, progress)
             self._say_notes(paraphraser)
             candidates = [
                 [
@@ -121,7 +133,7 @@ class Rewording:
                 ]
                 for number, known in enumerate(inputs)
             }
-            kept = self._passing(candidates, taken, [faults] * len(instances))
+            kept = self._passing(paraphraser, candidates, taken, [faults] * len(instances))
             for known, texts in zip(inputs, kept, strict=True):
                 known |= zip(self._places_of(paraphraser), map(_unescaped, texts), strict=False)
         return [
@@ -138,13 +150,17 @@ class Rewording:
 
     def _passing(
         self,
+        paraphraser: Paraphraser,
         candidates: Sequence[Sequence[Candidate]],
         taken: dict[str, list[str]],
         faults: Sequence[collections.Counter],
     ) -> list[list[str]]:
         """Of each list the first that pass every filter, as many as the config asks for."""
+        settings = self._settings
+        if paraphraser.origin == "rule":  # a typing error is meant to be a small change
+            settings = dataclasses.replace(settings, least_edit_distance=0.0)
         together = [each for several in candidates for each in several]
-        found = iter(wording_faults(together, self._settings, self._similarity, taken))
+        found = iter(wording_faults(together, settings, self._similarity, taken))
         kept = []
         for several, counter in zip(candidates, faults, strict=True):
             passing = []
