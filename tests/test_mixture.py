@@ -191,8 +191,9 @@ def test_orders_that_differ_are_told_apart():
         Mixture(tasks, {"a": 1, "b": 2}, 0),
         Mixture(tasks, {"b": 1}, 0),
         Mixture(ranges(a=11, b=29), {"a": 1, "b": 1}, 0),
+        Mixture(ranges(a=10, c=30), {"a": 1, "c": 1}, 0),
     ]
-    assert len({mixture.fingerprint for mixture in mixtures}) == 4
+    assert len({mixture.fingerprint for mixture in mixtures}) == 5
     # The same shares in another unit are the same order.
     assert Mixture(tasks, {"a": 0.5, "b": 0.5}, 0).fingerprint == mixtures[0].fingerprint
 

@@ -80,10 +80,10 @@ class Mixture:
 
     def __init__(self, tasks: Mapping[str, range], shares: Mapping[str, float], seed: int):
         names = list(shares)
-        parts = np.array([shares[name] for name in names]) / sum(shares.values())
-        self.block = next((n for n in BLOCKS if n * parts.min() >= FEWEST_PLACES), BLOCKS[-1])
+        rates = np.array([shares[name] for name in names]) / sum(shares.values())
+        self.block = next((n for n in BLOCKS if n * rates.min() >= FEWEST_PLACES), BLOCKS[-1])
         """Positions over which the rates are kept to the unit."""
-        self.places = dict(zip(names, apportion(parts, self.block).tolist(), strict=True))
+        self.places = dict(zip(names, apportion(rates, self.block).tolist(), strict=True))
         """Positions of each task in every block."""
         self._places = np.array(list(self.places.values()))
         self._ends = np.cumsum(self._places)
@@ -94,8 +94,8 @@ class Mixture:
         self._seed = stable_hash(seed, "blocks of a mixture")
         kept = max(2, _CACHED // self.block)
         self._arranged = functools.lru_cache(kept)(self._arrange)
-        rows = np.stack([self._places, self._begins, self._sizes]).tolist()
-        self.fingerprint = stable_hash(self.block, *map(repr, rows)) & 0x7FFFFFFF
+        parts = (self._places, self._begins, self._sizes, self._keys)
+        self.fingerprint = stable_hash(*(str(part.tolist()) for part in parts)) & 0x7FFFFFFF
         """Tells one order of data from another."""
 
     @property
