@@ -30,22 +30,16 @@ import pyarrow
 import tyro
 from pyarrow import parquet
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from coin_jax.config import ConfigError
 from coin_jax.config_files import from_json
 from coin_jax.data.builtin import builtin_training_wordings
+from coin_jax.data.set_format import read_manifest
 from coin_jax.data.sources import DataError
 from coin_jax.data.templates import read_templates
 from coin_jax.lexicons import Choice, choose_lexicon
 from coin_jax.predictor import Predictor
+from coin_jax.progress import Count, progress_bar
 from coin_jax.robustness.evaluation import Contestant, Scoring, Settings, ask, expand, run_attacks
 from coin_jax.robustness.page import write_page
 from coin_jax.robustness.report import print_report
@@ -198,45 +192,37 @@ def evaluate(arguments: Arguments, console: Console) -> dict[str, Any]:
         console.print(line, highlight=False)
 
     runs, gaps, maps, attacks, rows = [], [], [], [], []
-    with progress_display(console) as progress:
-        for named in checkpoints:
-            contestant = load_contestant(named, arguments.batch_size)
-            notes = overlaps(suite, training_wordings(named.checkpoint))
-            for note in notes:
-                progress.console.print(f"[bold red]{named.run}: {note}", highlight=False)
-            run_suite = dataclasses.replace(suite, notes=(*suite.notes, *notes))
-            if suite.attacks:
-                prompts = sum(
-                    len(suite.wordings_of(task.name, request.of))
-                    for task, request in itertools.product(suite.tasks, suite.attacks)
-                )
-                bar = progress.add_task(f"{named.run}: attacks", total=prompts)
+    for named in checkpoints:
+        contestant = load_contestant(named, arguments.batch_size)
+        notes = overlaps(suite, training_wordings(named.checkpoint))
+        for note in notes:
+            console.print(f"[bold red]{named.run}: {note}", highlight=False)
+        run_suite = dataclasses.replace(suite, notes=(*suite.notes, *notes))
+        if suite.attacks:
+            prompts = sum(
+                len(suite.wordings_of(task.name, request.of))
+                for task, request in itertools.product(suite.tasks, suite.attacks)
+            )
+            with progress_bar(console, f"{named.run}: attacks") as progress:
+                count = Count(progress, prompts)
                 run_suite, found = run_attacks(
-                    contestant,
-                    run_suite,
-                    settings,
-                    store,
-                    lexicon,
-                    functools.partial(progress.advance, bar),
+                    contestant, run_suite, settings, store, lexicon, count.add
                 )
-                attacks += [{"run": named.run} | record for record in found]
-            questions = sum(len(suite.task(w.task).instances) for w in run_suite.wordings)
-            bar = progress.add_task(
-                f"{named.run}: questions", total=questions * len(settings.scorings)
-            )
-            answers = ask(
-                contestant, run_suite, settings, store, functools.partial(progress.advance, bar)
-            )
-            tokens = None
-            if isinstance(contestant.scorer, Predictor):
-                predictor = contestant.scorer
-                tokens = {t.name: predictor.answer_lengths(t.answers) for t in suite.tasks}
-                found, points = compare_states(predictor, suite)
-                gaps += [{"run": named.run} | gap for gap in found]
-                maps.append({"run": named.run, "points": points})
-            run = Run(named.run, named.checkpoint, named.group, run_suite, answers, tokens)
-            runs.append(run)
-            rows += prediction_rows(run, settings.scorings)
+            attacks += [{"run": named.run} | record for record in found]
+        questions = sum(len(suite.task(w.task).instances) for w in run_suite.wordings)
+        with progress_bar(console, f"{named.run}: questions") as progress:
+            count = Count(progress, questions * len(settings.scorings))
+            answers = ask(contestant, run_suite, settings, store, count.add)
+        tokens = None
+        if isinstance(contestant.scorer, Predictor):
+            predictor = contestant.scorer
+            tokens = {t.name: predictor.answer_lengths(t.answers) for t in suite.tasks}
+            found, points = compare_states(predictor, suite)
+            gaps += [{"run": named.run} | gap for gap in found]
+            maps.append({"run": named.run, "points": points})
+        run = Run(named.run, named.checkpoint, named.group, run_suite, answers, tokens)
+        runs.append(run)
+        rows += prediction_rows(run, settings.scorings)
     with console.status("comparing"):
         results = build(runs, settings.scorings, resamples=arguments.resamples) | {
             "gaps": gaps,
@@ -264,21 +250,13 @@ def training_wordings(checkpoint: str) -> list[str]:
     if data.source == "builtin":
         return builtin_training_wordings()
     try:
+        if data.source == "set":
+            tasks = read_manifest(pathlib.Path(data.files[0])).tasks
+            return [w.template for task in tasks for w in task.wordings if not w.held_out]
         templates = read_templates(data.template_files)
     except DataError:
         return []
     return [template.input for entries in templates.values() for template in entries]
-
-
-def progress_display(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,9 +6,10 @@ import pytest
 from rich.console import Console
 
 from coin_jax.curation.config import ParaphraseConfig
-from coin_jax.curation.paraphrasers import Request, Usage, make_paraphrasers, progress_bar
+from coin_jax.curation.paraphrasers import Request, Usage, make_paraphrasers
 from coin_jax.curation.paraphrasers.model import Model
 from coin_jax.curation.paraphrasers.paraphraser import keep_sound
+from coin_jax.progress import progress_bar
 from coin_jax.robustness.perturb import PerturbationError
 
 TEXT = 'Decide whether the review below sounds good or bad.\n\n"{text}"\n{options_}\nAnswer:'
@@ -208,9 +209,7 @@ def test_methods_are_made_in_their_order_and_a_model_only_where_one_is_needed(tm
 
 def test_a_log_file_gets_a_line_now_and_then_with_the_time_left(monkeypatch):
     seconds = iter([0, 1, 11, 21, 31, 41])
-    monkeypatch.setattr(
-        "coin_jax.curation.paraphrasers.progress.time.monotonic", lambda: next(seconds)
-    )
+    monkeypatch.setattr("coin_jax.progress.time.monotonic", lambda: next(seconds))
     output = io.StringIO()
     with progress_bar(Console(file=output, width=40), "rewording [chat]") as progress:
         progress(10, 50, "10 cached")  # after a second

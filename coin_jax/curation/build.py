@@ -23,7 +23,7 @@ from rich.console import Console
 from coin_jax.curation.config import SetConfig
 from coin_jax.curation.filters import Contamination, DuplicateFinder
 from coin_jax.curation.negatives import Embed, hardest, other_instruction
-from coin_jax.curation.paraphrasers import Paraphraser, Progress, progress_bar
+from coin_jax.curation.paraphrasers import Paraphraser
 from coin_jax.curation.rewording import Rewording
 from coin_jax.curation.source import Instance, Source
 from coin_jax.curation.sources import make_source
@@ -32,6 +32,7 @@ from coin_jax.data.draws import draw_order, stable_hash
 from coin_jax.data.order import shuffled
 from coin_jax.data.set_format import SPLITS, InstructionTask, Manifest
 from coin_jax.data.sources import DataError
+from coin_jax.progress import Count, progress_bar
 
 FEWEST_TO_HOLD_OUT = 4
 """Wordings of a task of which some are kept from training: with fewer too little would be left."""
@@ -112,10 +113,11 @@ class _Builder:
             entry.task = task
         with SetWriter(output, tasks, self._config.rows_per_shard, overwrite) as writer:
             with progress_bar(self._console, "Instances") as progress:
-                bar = _Advance(progress, sum(len(entry.indices) for entry in entries))
+                bar = Count(progress, sum(len(entry.indices) for entry in entries))
                 for number, entry in enumerate(entries):
-                    bar.note = entry.task.name
+                    bar.note, begun = entry.task.name, bar.done
                     self._write_task(writer, number, entry, bar)
+                    bar.add(len(entry.indices) - (bar.done - begun))  # it may have needed fewer
             self._add_negatives(writer, entries)
             if self._contamination:
                 report = json.dumps(self._contamination.report(), indent=2, ensure_ascii=False)
@@ -203,7 +205,7 @@ class _Builder:
 
     # --- instances ------------------------------------------------------------------------
 
-    def _write_task(self, writer: SetWriter, number: int, entry: _Entry, bar: _Advance) -> None:
+    def _write_task(self, writer: SetWriter, number: int, entry: _Entry, bar: Count) -> None:
         """Writes the rows of a task; none where all have one answer, which has no negatives."""
         waiting: list[tuple[str, Row]] = []
         answers: set[str] = set()
@@ -220,9 +222,8 @@ class _Builder:
         if waiting:
             entry.left_out["one answer in the task"] += len(waiting)
             entry.rows.clear()
-        bar.finish(entry)
 
-    def _rows(self, entry: _Entry, bar: _Advance) -> Iterator[tuple[str, Row]]:
+    def _rows(self, entry: _Entry, bar: Count) -> Iterator[tuple[str, Row]]:
         """The rows of a task, with their splits."""
         duplicates = DuplicateFinder(self._config.filters)
         for indices in _chunked(entry.indices, CHUNK):
@@ -300,7 +301,7 @@ class _Builder:
         tasks = [entry.task for entry in entries]
         if settings.kind == "hardest":
             with progress_bar(self._console, "Hardest negatives") as progress:
-                bar = _Advance(progress, sum(entry.rows["train"] for entry in entries))
+                bar = Count(progress, sum(entry.rows["train"] for entry in entries))
 
                 def embed(texts: Sequence[str]) -> np.ndarray:
                     bar.add(len(texts))
@@ -338,28 +339,6 @@ class _Builder:
             "paraphrasers": self._rewording.record(),
             "decontamination": self._contamination.summary() if self._contamination else {},
         }
-
-
-class _Advance:
-    """How many instances have been looked at."""
-
-    def __init__(self, progress: Progress, total: int):
-        self._progress, self._total, self._done, self._ended = progress, total, 0, 0
-        self.note = ""
-
-    def add(self, count: int) -> None:
-        self._done += count
-        self._progress(self._done, self._total, self.note)
-
-    def show_part(self, count: int, done: int, total: int, note: str) -> None:
-        """That of the next `count` instances the share done / total is."""
-        notes = ", ".join(filter(None, [self.note, note]))
-        self._progress(self._done + count * done // max(1, total), self._total, notes)
-
-    def finish(self, entry: _Entry) -> None:
-        """A task may end before all its instances were needed."""
-        self._ended += len(entry.indices)
-        self.add(self._ended - self._done)
 
 
 def _indices_by_task(source: Source, names: Sequence[str]) -> list[np.ndarray]:

@@ -18,14 +18,13 @@ from coin_jax.curation.config import SetConfig
 from coin_jax.curation.filters import Candidate, Encode, wording_faults
 from coin_jax.curation.paraphrasers import (
     Paraphraser,
-    Progress,
     Request,
     has_words,
-    progress_bar,
 )
 from coin_jax.curation.source import Instance
 from coin_jax.data.ready_pairs import shared_fields
 from coin_jax.data.set_format import InstructionTask, Wording
+from coin_jax.progress import Progress, progress_bar
 
 
 class Rewording:

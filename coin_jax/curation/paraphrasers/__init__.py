@@ -9,12 +9,10 @@ from coin_jax.curation.paraphrasers.chat import Chat
 from coin_jax.curation.paraphrasers.model import Generate, Model
 from coin_jax.curation.paraphrasers.paraphraser import (
     Paraphraser,
-    Progress,
     Request,
     Usage,
     has_words,
 )
-from coin_jax.curation.paraphrasers.progress import progress_bar
 from coin_jax.curation.paraphrasers.replies import ChatError
 from coin_jax.curation.paraphrasers.rules import Rules
 from coin_jax.robustness.perturb import Lexicon
@@ -22,12 +20,10 @@ from coin_jax.robustness.perturb import Lexicon
 __all__ = [
     "ChatError",
     "Paraphraser",
-    "Progress",
     "Request",
     "Usage",
     "has_words",
     "make_paraphrasers",
-    "progress_bar",
 ]
 
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from coin_jax.curation.config import ChatConfig
 from coin_jax.curation.paraphrasers.endpoint import Endpoint, Sleep
 from coin_jax.curation.paraphrasers.paraphraser import (
-    Progress,
     Request,
     Usage,
     has_words,
     keep_sound,
 )
+from coin_jax.progress import Progress
 from coin_jax.robustness.perturb import frozen_spans
 
 SPARE = 2

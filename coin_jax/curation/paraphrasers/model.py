@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from coin_jax.curation.paraphrasers.paraphraser import (
-    Progress,
     Request,
     Usage,
     keep_sound,
 )
+from coin_jax.progress import Progress
 from coin_jax.robustness.perturb import frozen_spans
 
 Generate = Callable[[list[str]], Sequence[Sequence[str]]]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from coin_jax.data.set_format import Origin
 from coin_jax.data.sources import DataError
 from coin_jax.data.templates import parse_template
+from coin_jax.progress import Progress
 from coin_jax.robustness.perturb.words import frozen_texts
-
-Progress = Callable[[int, int, str], None]
-"""Told (done, of how many, what else there is to say)."""
 
 
 class Request(NamedTuple):

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from coin_jax.curation.config import ParaphraseConfig
-from coin_jax.curation.paraphrasers.paraphraser import Progress, Request, Usage, has_words
+from coin_jax.curation.paraphrasers.paraphraser import Request, Usage, has_words
 from coin_jax.data.draws import stable_hash
+from coin_jax.progress import Progress
 from coin_jax.robustness.perturb import Lexicon, PerturbationError, find_perturbation, perturb
 
 SPARE = 2

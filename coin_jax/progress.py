@@ -1,10 +1,10 @@
-"""How far rewording is: a live bar on a terminal, a line now and then elsewhere."""
+"""How far long work is: a live bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from rich import progress as rich_progress
 from rich.console import Console, RenderableType
@@ -17,8 +17,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from coin_jax.curation.paraphrasers.paraphraser import Progress
-
+Progress = Callable[[int, int, str], None]
+"""Told (done, of how many, what else there is to say)."""
 SECONDS_BETWEEN_LINES = 15.0
 """Where the output is no terminal, such as a log file."""
 
@@ -35,7 +35,7 @@ class _Bar(rich_progress.Progress):
 
 @contextlib.contextmanager
 def progress_bar(console: Console, description: str) -> Iterator[Progress]:
-    """Yields what a paraphraser tells its progress to."""
+    """Yields what is told how far the work is."""
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -67,3 +67,23 @@ def progress_bar(console: Console, description: str) -> Iterator[Progress]:
         console.print(", ".join(parts), highlight=False, markup=False, soft_wrap=True)
 
     yield show
+
+
+class Count:
+    """Counts what is done and tells it on.
+
+    Args:
+      note: what else there is to say; it may change.
+    """
+
+    def __init__(self, progress: Progress, total: int, note: str = ""):
+        self._progress, self._total, self.done, self.note = progress, total, 0, note
+
+    def add(self, count: int = 1) -> None:
+        self.done += count
+        self._progress(self.done, self._total, self.note)
+
+    def show_part(self, count: int, done: int, total: int, note: str) -> None:
+        """Shows that of the next `count` the share done / total is done."""
+        notes = ", ".join(filter(None, [self.note, note]))
+        self._progress(self.done + count * done // max(1, total), self._total, notes)
