@@ -17,7 +17,13 @@ from data_files import (
 
 from coin_jax.config import BatchConfig, DataConfig, TaskConfig
 from coin_jax.data.collection import make_pair_source
-from coin_jax.data.pairs import OtherAnswer, TokenizedPairs, draw_wordings, stratified
+from coin_jax.data.pairs import (
+    OtherAnswer,
+    TokenizedInstances,
+    TokenizedPairs,
+    draw_wordings,
+    stratified,
+)
 from coin_jax.data.ready_pairs import PairPrompt
 from coin_jax.data.sources import DataError
 from coin_jax.data.templates import Prompt
@@ -457,3 +463,29 @@ def test_a_ready_pair_that_cannot_fit_is_an_error_or_skipped_and_counted(tmp_pat
     assert "3 rows skipped that are too long" in pairs.source.notes[-1]
     for index in range(len(pairs)):
         pairs.tokenized(index, 0)
+
+
+def test_in_a_source_too_large_to_look_through_the_next_row_of_the_task_stands_for_a_long_one(
+    tmp_path, monkeypatch
+):
+    rows = pair_rows(20) + pair_rows(20, task="rivers")
+    rows[19]["targets"] = "dry as a bone"
+    data = pairs_data(tmp_path, rows)
+    data = dataclasses.replace(data, evaluation_files=data.files)
+    source = make_pair_source(data, 0)
+    long = next(
+        index for index in range(len(source)) if "bone" in source.get(index, 0).sequences[0].answer
+    )
+    first = source.tasks["weather"].start
+    assert long == first + 19, "the last row of its task, so that the first one comes next"
+    monkeypatch.setattr(source, "tightest", lambda: iter(()))
+    pairs = TokenizedPairs(source, ByteTokenizer(), BATCH, "skip")
+    instances = TokenizedInstances(source, ByteTokenizer(), BATCH, "skip")
+    for epoch in range(20):
+        for index in range(len(source)):
+            found = pairs.tokenized(index, epoch)
+            assert all(len(ids) <= BATCH.decoder_length for ids in found.decoder)
+        assert str(instances.tokenized(long, epoch)) == str(instances.tokenized(first, epoch))
+    strict = TokenizedPairs(source, ByteTokenizer(), BATCH, "error")
+    with pytest.raises(DataError, match="'dry as a bone' has 13 tokens"):
+        strict.tokenized(long, 0)

@@ -23,6 +23,7 @@ import pyarrow
 import pyarrow.parquet
 
 from coin_jax.curation.card import dataset_card
+from coin_jax.data.mapped_rows import arrow_schema
 from coin_jax.data.pairs import content_hash
 from coin_jax.data.set_format import (
     COLUMNS,
@@ -169,20 +170,6 @@ class SetWriter:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def arrow_schema(split: str) -> pyarrow.Schema:
-    """That of a split's shards."""
-    metadata = {"format": FORMAT, "version": str(VERSION), "split": split}
-    return pyarrow.schema(
-        [(name, _arrow_type(kind)) for name, kind in COLUMNS.items()], metadata=metadata
-    )
-
-
-def _arrow_type(kind: str) -> pyarrow.DataType:
-    if kind.startswith("list<"):
-        return pyarrow.list_(_arrow_type(kind[len("list<") : -1]))
-    return pyarrow.type_for_alias(kind)
-
-
 class _SplitWriter:
     """The shards of one split, one after the other."""
 
@@ -195,7 +182,8 @@ class _SplitWriter:
     ):
         self._folder, self._split, self._tasks = folder, split, tasks
         self._rows_per_shard = rows_per_shard
-        self._schema = arrow_schema(split)
+        metadata = {"format": FORMAT, "version": str(VERSION), "split": split}
+        self._schema = arrow_schema(metadata)
         self._answers = [{answer: i for i, answer in enumerate(task.answers)} for task in tasks]
         self._buffer: dict[str, list] = {name: [] for name in COLUMNS}
         self._shard: pyarrow.parquet.ParquetWriter | None = None

@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -282,7 +282,7 @@ class _Converter:
 
     def convert(self, folder: pathlib.Path, path: pathlib.Path) -> None:
         row = 0
-        schema = pyarrow.schema([(name, _arrow_type(kind)) for name, kind in COLUMNS.items()])
+        schema = arrow_schema()
         with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_file(sink, schema) as writer:
             for shard in self._split.shards:
                 shard_path = folder / shard.file
@@ -407,6 +407,12 @@ def _possible_wordings(inputs: pyarrow.ListArray, task: InstructionTask) -> np.n
         return np.full(len(inputs), len(needs))
     there = texts.is_valid().to_numpy(zero_copy_only=False).reshape(len(inputs), -1)
     return sum((there[:, need].all(axis=1) for need in needs), np.zeros(len(inputs), int))
+
+
+def arrow_schema(metadata: Mapping[str, str] | None = None) -> pyarrow.Schema:
+    """That of a set's shards."""
+    columns = [(name, _arrow_type(kind)) for name, kind in COLUMNS.items()]
+    return pyarrow.schema(columns, metadata)
 
 
 def _arrow_type(kind: str) -> pyarrow.DataType:

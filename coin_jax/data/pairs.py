@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -24,6 +24,11 @@ from coin_jax.data.packing import TokenizedSet
 from coin_jax.data.sources import DataError
 from coin_jax.data.templates import Prompt, Template, render_options
 from coin_jax.data.tokenizer import Tokenizer, encode_prompts
+
+MOST_SKIPPED = 100
+"""Neighbouring rows of a task that may be too long."""
+_BLOCK = 1 << 16
+"""Positions shuffled at a time."""
 
 
 class ContrastiveSet(NamedTuple):
@@ -265,11 +270,12 @@ def stratified(labels: np.ndarray, seed: int, name: str) -> list[int]:
 
 def training_texts(source: PairSource, seed: int) -> Iterator[str]:
     """Prompts and answers of training, shuffled, for a tokenizer to be trained on."""
-    _, indices = shuffled(np.arange(len(source)), len(source), seed)
-    for index in indices:
-        for prompt in source.get(int(index), 0).sequences[:2]:
-            yield prompt.text
-        yield prompt.answer
+    for start in range(0, len(source), _BLOCK):
+        positions = np.arange(start, min(start + _BLOCK, len(source)))
+        for index in shuffled(positions, len(source), seed)[1].tolist():
+            for prompt in source.get(index, 0).sequences[:2]:
+                yield prompt.text
+            yield prompt.answer
 
 
 class TokenizedPairs:
@@ -278,7 +284,8 @@ class TokenizedPairs:
     Args:
       batch: its encoder_length and decoder_length bound every sequence.
       bad_rows: what a prompt does that is too long even with its fields cut, or an answer that is
-        too long.
+        too long. With "skip" its row is left out where `source.tightest` tells it beforehand; else,
+        in a source too large to be looked through, the next row of its task stands for it.
 
     Raises: DataError for such a prompt, with its place.
     """
@@ -292,12 +299,15 @@ class TokenizedPairs:
     ):
         self._tokenizer = tokenizer
         self._lengths = (batch.encoder_length, batch.decoder_length)
+        self._skips = bad_rows == "skip"
         too_long = set()
         for where, error in self._misfits(source.tightest()):
             if bad_rows == "error":
                 raise DataError(f"{where}: {error}")
             too_long.add(where)
         self.source = source.without(too_long)
+        ranges = sorted(filter(len, self.source.tasks.values()), key=lambda task: task.start)
+        self._ranges, self._starts = ranges, [task.start for task in ranges]
 
     def _misfits(self, prompts: Iterator[tuple[str, Prompt]]) -> Iterator[tuple[str, DataError]]:
         """(place, error) of the prompts that do not fit."""
@@ -316,6 +326,22 @@ class TokenizedPairs:
         return len(self.source)
 
     def tokenized(self, index: int, epoch: int) -> TokenizedSet:
+        return self._first_fitting(index, lambda row: self._set(row, epoch))
+
+    def _first_fitting(self, index: int, make: Callable[[int], TokenizedSet]) -> TokenizedSet:
+        """make(index), or that of the next row of its task that fits, where rows may be skipped."""
+        if not self._skips:
+            return make(index)
+        task = self._ranges[bisect.bisect_right(self._starts, index) - 1]
+        error = None
+        for step in range(MOST_SKIPPED):
+            try:
+                return make(task.start + (index - task.start + step) % len(task))
+            except DataError as found:
+                error = error or found
+        raise DataError(f"{error}; nor do the {MOST_SKIPPED} rows after it fit") from None
+
+    def _set(self, index: int, epoch: int) -> TokenizedSet:
         content = self.source.get(index, epoch)
         encoded = encode_prompts(self._tokenizer, content.sequences, *self._lengths)
         return TokenizedSet(
@@ -330,6 +356,9 @@ class TokenizedInstances(TokenizedPairs):
     """Each set's leading instance alone, as ids: what the batch modes without pairs pack."""
 
     def tokenized(self, index: int, epoch: int, turn: int | None = None) -> TokenizedSet:
+        return self._first_fitting(index, lambda row: self._instance(row, epoch, turn))
+
+    def _instance(self, index: int, epoch: int, turn: int | None) -> TokenizedSet:
         prompt = self.source.single(index, epoch, turn)
         (encoded,) = encode_prompts(self._tokenizer, [prompt], *self._lengths)
         return TokenizedSet([encoded.input], [encoded.target], cut=int(encoded.was_cut))
