@@ -4,6 +4,9 @@ Parquet is compressed and comes in row groups. So the shards of a set are turned
 uncompressed Arrow file a split, which is opened by a memory map from then on; what is read of it is
 the operating system's to keep or to drop. The files stand in a cache folder that has the set's
 content hash in its name, beside the set where that can be written, otherwise in the user's cache.
+
+Only the shards are checked row by row, so a map is used where it was made: one that came with a
+downloaded or copied set is not the file that its seal names, and is left alone.
 """
 
 from __future__ import annotations
@@ -34,16 +37,17 @@ from coin_jax.data.set_format import (
     Split,
     needed_fields,
 )
-from coin_jax.data.sources import DataError
+from coin_jax.data.sources import PARQUET_ROWS, DataError
+from coin_jax.untrusted import Expansion, UntrustedError
 
-CHUNK = 16_384
-"""Rows of an Arrow batch; their texts must stay below the 2 GiB that 32-bit offsets reach."""
+CHUNK, CHUNK_BYTES = 16_384, 1 << 29
+"""Rows and bytes of an Arrow batch at most; 32-bit offsets reach 2 GiB."""
 LONGEST = 512
 """Rows that are remembered as the longest, of finished prompts and of free answers each."""
 _PARTIAL = "partial-"
 _ABANDONED_AFTER = 24 * 3600.0
 """Seconds; the largest sets take minutes."""
-_LAYOUT = 1
+_LAYOUT = 2
 """Of the cached files; another number makes them anew."""
 
 
@@ -91,12 +95,15 @@ class MappedRows:
     """The rows of one split."""
 
     def __init__(self, path: pathlib.Path):
+        with np.load(_facts_beside(path)) as facts:  # which numpy reads without pickle
+            facts = dict(facts)
+        if facts.pop("seal").tolist() != _seal(path):
+            raise _ForeignMapError(path)
+        self.facts = Facts(**facts)
         self._file = pyarrow.ipc.open_file(pyarrow.memory_map(str(path)))
         self._chunks = [_Chunk(batch) for batch in self._batches()]
         lengths = [len(chunk.answer) for chunk in self._chunks]
         self._starts = list(itertools.accumulate(lengths, initial=0))
-        with np.load(_facts_beside(path)) as facts:
-            self.facts = Facts(**facts)
 
     def _batches(self) -> Iterator[pyarrow.RecordBatch]:
         return map(self._file.get_batch, range(self._file.num_record_batches))
@@ -184,6 +191,16 @@ def _text(strings: tuple[memoryview, memoryview], place: int) -> str:
     return str(data[offsets[place] : offsets[place + 1]], "utf-8")
 
 
+class _ForeignMapError(ValueError):
+    """A map that was made elsewhere: nothing in it has been checked."""
+
+
+def _seal(path: pathlib.Path) -> list[int]:
+    """What is true of this file alone: no archive or download brings its number and time along."""
+    status = path.stat()
+    return [status.st_ino, status.st_ctime_ns]
+
+
 def open_rows(manifest: Manifest, folder: pathlib.Path) -> dict[str, MappedRows]:
     """The rows of each split; the first time, the shards are verified and converted.
 
@@ -192,14 +209,23 @@ def open_rows(manifest: Manifest, folder: pathlib.Path) -> dict[str, MappedRows]
     name = f"{manifest.content_hash}-{_LAYOUT}"
     user = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
     places = [folder / ".mapped" / name, user / "coin_jax" / "sets" / name]
-    for place in places:
+    if places[0].parent.is_symlink():  # what is written must stay in the folder
+        del places[0]
+    for place in tuple(places):
         if place.is_dir():
             try:
                 return _open(manifest, place)
+            except _ForeignMapError:
+                if place != places[-1]:
+                    places.remove(place)
+                else:
+                    shutil.rmtree(place, ignore_errors=True)
             except (
                 OSError,
                 ValueError,
                 TypeError,
+                KeyError,
+                MemoryError,
                 EOFError,
                 zipfile.BadZipFile,
                 pyarrow.ArrowException,
@@ -299,10 +325,11 @@ class _Converter:
                         self._note(batch, row)
                         writer.write_batch(batch)
                         row += len(batch)
-                except pyarrow.ArrowException as error:
+                except (MemoryError, UntrustedError, pyarrow.ArrowException) as error:
                     raise DataError(f"{shard_path}: cannot be read: {error}") from None
         np.savez(
             _facts_beside(path),
+            seal=np.array(_seal(path)),
             unpaired=np.concatenate(self._unpaired),
             longest_prompts=self._longest_prompts.rows,
             longest_targets=self._longest_targets.rows,
@@ -395,8 +422,24 @@ def _read_shard(
                 )
         if file.metadata.num_rows != rows:
             raise DataError(f"{path}: {file.metadata.num_rows} rows, not the manifest's {rows}")
-        for batch in file.iter_batches(CHUNK, columns=schema.names):
-            yield batch.select(schema.names).cast(schema)
+        expansion = Expansion(path)
+        few: list[pyarrow.RecordBatch] = []
+        held_rows = held_bytes = 0
+        for batch in file.iter_batches(min(CHUNK, PARQUET_ROWS), columns=schema.names):
+            expansion.add(batch.nbytes)
+            if few and (held_rows + len(batch) > CHUNK or held_bytes + batch.nbytes > CHUNK_BYTES):
+                yield _joined(few)
+                few, held_rows, held_bytes = [], 0, 0
+            few.append(batch.select(schema.names).cast(schema))
+            held_rows, held_bytes = held_rows + len(batch), held_bytes + batch.nbytes
+        if few:
+            yield _joined(few)
+
+
+def _joined(batches: Sequence[pyarrow.RecordBatch]) -> pyarrow.RecordBatch:
+    for batch in batches:
+        batch.validate(full=True)  # offsets may point anywhere until then
+    return pyarrow.concat_batches(batches)
 
 
 def _possible_wordings(inputs: pyarrow.ListArray, task: InstructionTask) -> np.ndarray:

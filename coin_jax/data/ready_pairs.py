@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import difflib
 import functools
 import itertools
@@ -24,12 +25,16 @@ from coin_jax.data.pairs import (
 from coin_jax.data.sources import DataError, PairRow, collect, expand_files, read_pair_rows
 from coin_jax.data.tasks import bad_row_notes, held_out
 from coin_jax.data.templates import Piece, Prompt
+from coin_jax.untrusted import shown
 
 MOST_ANSWERS = 20
 """Different answers that a task may have for its answers to be a closed set to choose from."""
 
 FIELD_WORDS = 8
 """Words that an instruction hardly shares with its paraphrase by chance."""
+MOST_COMPARISONS = 20_000_000
+"""Pairs of equal words looked at to find what two wordings share: some seconds. Two wordings around
+one document of 10,000 words need a tenth; short texts that repeat a few words, a thousand times."""
 _WORD = re.compile(
     r"(?P<options>^[ \t]*options?:.*(?:\n[ \t]*-.*)*)|\w(?:\S*\w)?", re.IGNORECASE | re.MULTILINE
 )
@@ -65,17 +70,37 @@ def shared_fields(text: str, other: str) -> list[tuple[int, int]]:
     They are the longest run of words in common and every other of at least FIELD_WORDS words.
     Lists of options are no fields, and words count as equal whatever the case and the punctuation
     around them.
+
+    Raises: DataError where that takes more than MOST_COMPARISONS.
     """
     words, others = _words(text), _words(other)
-    blocks = difflib.SequenceMatcher(
-        None, [key for key, _, _ in words], [key for key, _, _ in others], autojunk=False
-    ).get_matching_blocks()
+    keys, other_keys = [key for key, _, _ in words], [key for key, _, _ in others]
+    blocks = _Matcher(keys, other_keys).get_matching_blocks()
     longest = max(block.size for block in blocks)
     return [
         (words[block.a][1], words[block.a + block.size - 1][2])
         for block in blocks
         if block.size and block.size >= min(longest, FIELD_WORDS)
     ]
+
+
+class _Matcher(difflib.SequenceMatcher):
+    """A SequenceMatcher that gives up on texts made to keep it busy."""
+
+    def __init__(self, words: list[object], others: list[object]):
+        super().__init__(None, words, others, autojunk=False)
+        counts = collections.Counter(others)
+        self._pairs_before = list(itertools.accumulate((counts[w] for w in words), initial=0))
+        self._left = MOST_COMPARISONS
+
+    def find_longest_match(self, start: int, stop: int, *others: int) -> difflib.Match:
+        self._left -= self._pairs_before[stop] - self._pairs_before[start]
+        if self._left < 0:
+            raise DataError(
+                "two wordings that are too long and repeat too much to find what they share: "
+                + shown(" ".join(map(str, self.a)))
+            )
+        return super().find_longest_match(start, stop, *others)
 
 
 def _words(text: str) -> list[tuple[object, int, int]]:

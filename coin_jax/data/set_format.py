@@ -14,17 +14,29 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pydantic
-import pydantic_core
 
 from coin_jax.data.sources import DataError
 from coin_jax.data.templates import OPTIONS, parse_template
 from coin_jax.type_errors import readable_faults
+from coin_jax.untrusted import (
+    LARGEST_MANIFEST,
+    MOST_FAULTS,
+    UntrustedError,
+    check_values,
+    is_name,
+    parse_json,
+    read_bytes,
+    shown,
+    steers_terminal,
+    without_credentials,
+)
 
 FORMAT = "coin_jax contrastive set"
 VERSION = 1
@@ -128,9 +140,20 @@ class Manifest:
 
 
 def manifest_json(manifest: Manifest) -> str:
-    """The text of manifest.json."""
+    """The text of manifest.json, whose record repeats no password of an address in the config."""
     content = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(manifest)}
+    content["record"] = _public(content["record"])
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_credentials(value)
+    if isinstance(value, Mapping):
+        return {name: _public(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_public(inner) for inner in value]
+    return value
 
 
 def set_hash(tasks: Sequence[InstructionTask], splits: Mapping[str, Split]) -> str:
@@ -151,31 +174,34 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     """
     path = pathlib.Path(folder) / MANIFEST
     try:
-        text = path.read_bytes()
+        text = read_bytes(path, LARGEST_MANIFEST)
+        check_values(text)
+        content = parse_json(text)
     except OSError as error:
         raise DataError(
             f"{folder}: no contrastive set here: {path.name} cannot be read "
             f"({error.strerror}); python -m coin_jax.paraphrase builds sets"
         ) from None
-    try:
-        content = pydantic_core.from_json(text)
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON: {error}") from None
+    except UntrustedError as error:
+        raise DataError(f"{path}: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(f'{path}: not the manifest of a set, which has "format": "{FORMAT}"')
     if content.get("version") != VERSION:
         raise DataError(
-            f"{path}: version {content.get('version')!r:.20} of the format; this program reads "
+            f"{path}: version {shown(content.get('version'))} of the format; this program reads "
             f"version {VERSION}. Build the set again, or read it with the program that built it"
         )
     try:
         manifest = pydantic.TypeAdapter(Manifest).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
-        faults = [f"{field}: {reason:.200}" for field, reason in readable_faults(error)]
+        if error.error_count() > MOST_FAULTS:
+            raise DataError(f"{path}: {error.error_count()} values of another type") from None
+        faults = [f"{field:.200}: {reason:.200}" for field, reason in readable_faults(error)]
     else:
-        faults = list(_faults(manifest)) or list(_shard_faults(manifest, path.parent))
+        faults = list(itertools.islice(_faults(manifest), 6))
+        faults = faults or list(itertools.islice(_shard_faults(manifest, path.parent), 6))
     if faults:
-        more = [f"and {len(faults) - 5} more"] if len(faults) > 5 else []
+        more = ["and more"] if len(faults) > 5 else []
         raise DataError("\n".join(f"{path}: {fault}" for fault in faults[:5] + more))
     return manifest
 
@@ -188,10 +214,12 @@ def _faults(manifest: Manifest) -> Iterator[str]:
     for number, task in enumerate(manifest.tasks):
         where = f"tasks.{number} ({task.name!r})"
         yield from _repeated(f"{where}.fields", task.fields)
-        yield from _repeated(f"{where}.answers", task.answers)
+        yield from _repeated(f"{where}.answers", task.answers, are_names=False)
         yield from _repeated(f"{where}.wordings", [wording.name for wording in task.wordings])
         known = {*task.fields, OPTIONS} if task.answers else {*task.fields}
         for wording in task.wordings:
+            if steers_terminal(wording.template):
+                yield f"{where}.wordings: {wording.name!r} has control characters"
             try:
                 unknown = parse_template(wording.template, wording.name).placeholders - known
             except DataError as error:
@@ -231,10 +259,17 @@ def _faults(manifest: Manifest) -> Iterator[str]:
 def _shard_faults(manifest: Manifest, folder: pathlib.Path) -> Iterator[str]:
     for split in manifest.splits.values():
         for shard in split.shards:
+            path = folder / shard.file
             try:
-                size = (folder / shard.file).stat().st_size
+                size = path.stat().st_size
             except OSError as error:
                 yield f"shard {shard.file}: {error.strerror}; is the copy complete?"
+                continue
+            if not path.is_file() or not _stays_in(folder, path):
+                yield (
+                    f"shard {shard.file}: is no file, or a link out of the set's folder; put the "
+                    "file itself there (the hub's snapshot_download does with local_dir)"
+                )
                 continue
             if size != shard.bytes:
                 yield (
@@ -243,9 +278,15 @@ def _shard_faults(manifest: Manifest, folder: pathlib.Path) -> Iterator[str]:
                 )
 
 
-def _repeated(field: str, names: Sequence[str]) -> Iterator[str]:
+def _stays_in(folder: pathlib.Path, path: pathlib.Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _repeated(field: str, names: Sequence[str], are_names: bool = True) -> Iterator[str]:
     if len(set(names)) < len(names):
         name, count = collections.Counter(names).most_common(1)[0]
-        yield f"{field}: {name!r} stands there {count} times"
+        yield f"{field}: {shown(name)} stands there {count} times"
     if not all(names):
         yield f"{field}: an empty name"
+    if bad := [name for name in names if are_names and not is_name(name)]:
+        yield f"{field}: {shown(bad[0])} is too long, or has characters that steer a terminal"

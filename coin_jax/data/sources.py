@@ -9,17 +9,34 @@ from __future__ import annotations
 import csv
 import glob
 import gzip
-import json
 import pathlib
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
+
+from coin_jax.untrusted import (
+    LONGEST_LINE,
+    Expansion,
+    UntrustedError,
+    is_name,
+    parse_json,
+    printable,
+    read_line,
+    shown,
+)
 
 TASK_COLUMNS = ("task", "task_name")
 PAIR_COLUMNS = ("original_instruction", "paraphrased_instruction", "targets")
 
 
 class DataError(ValueError):
-    """Data that cannot be used: names the file and row, and what is wrong there."""
+    """Data that cannot be used: names the file and row, and what is wrong there.
+
+    Data may come from strangers, so what the message repeats of it cannot steer a terminal.
+    """
+
+    def __init__(self, message: object = ""):
+        super().__init__(printable(str(message)))
 
 
 class TaskRow(NamedTuple):
@@ -126,12 +143,14 @@ def task_row(where: str, record: Mapping[str, Any]) -> TaskRow:
     """
     inputs = record.get("inputs")
     if not isinstance(inputs, dict) or not inputs:
-        raise DataError(f"{where}: `inputs` must map field names to texts, and is {inputs!r}")
+        raise DataError(f"{where}: `inputs` must map field names to texts, and is {shown(inputs)}")
+    for name in inputs:
+        checked_name(where, "inputs", name)
     label = record.get("label")
     if isinstance(label, int) and not isinstance(label, bool):
         label = str(label)
     return TaskRow(
-        checked_text(where, "task", record.get("task")),
+        checked_name(where, "task", record.get("task")),
         {name: checked_text(where, f"inputs.{name}", value) for name, value in inputs.items()},
         checked_text(where, "label", label),
         where,
@@ -148,8 +167,8 @@ def pair_row(where: str, record: Mapping[str, Any]) -> PairRow:
         raise DataError(
             f"{where}: no column {', '.join(missing)}; the columns are {', '.join(record)}"
         )
-    texts = (checked_text(where, name, record[name]) for name in (task_column, *PAIR_COLUMNS))
-    return PairRow(*texts, where)
+    texts = (checked_text(where, name, record[name]) for name in PAIR_COLUMNS)
+    return PairRow(checked_name(where, task_column, record[task_column]), *texts, where)
 
 
 def checked_text(where: str, name: str, value: Any) -> str:
@@ -158,7 +177,7 @@ def checked_text(where: str, name: str, value: Any) -> str:
     Raises: DataError naming the place and the field.
     """
     if not isinstance(value, str):
-        reason = "is missing" if value is None else f"must be text, and is {value!r}"
+        reason = "is missing" if value is None else f"must be text, and is {shown(value)}"
         raise DataError(f"{where}: `{name}` {reason}")
     if not value.strip():
         raise DataError(f"{where}: `{name}` is empty")
@@ -171,18 +190,51 @@ def checked_text(where: str, name: str, value: Any) -> str:
     return value
 
 
+def checked_name(where: str, name: str, value: Any) -> str:
+    """The value, where it is text that can name something: it will stand in tables and errors."""
+    text = checked_text(where, name, value)
+    if not is_name(text):
+        raise DataError(
+            f"{where}: `{name}` is {shown(text)}, which is no name: too long, or with characters "
+            "that break lines or steer a terminal"
+        )
+    return text
+
+
 def _read_lines(files: Iterable[pathlib.Path]) -> Iterator[tuple[str, str | DataError]]:
     """(place, line without its end) of text files, which may be gzipped."""
     for file in files:
-        opener = gzip.open if file.suffix == ".gz" else open
-        number = 0
-        try:
-            with opener(file, "rb") as stream:
-                for number, line in enumerate(stream, start=1):
-                    where = f"{file}:{number}"
-                    yield where, decode_line(where, line)
-        except (OSError, EOFError) as error:
-            raise DataError(f"{file}: cannot be read after line {number}: {error}") from None
+        for where, line in _bounded_lines(file):
+            yield where, line if isinstance(line, DataError) else decode_line(where, line)
+
+
+def _bounded_lines(
+    file: pathlib.Path, **opening: Any
+) -> Iterator[tuple[str, bytes | str | DataError]]:
+    """(place, line) of a file, which may be gzipped; bytes, or text where `opening` says so.
+
+    Raises: DataError where nothing more of the file can be read.
+    """
+    is_packed = file.suffix.lower() == ".gz"
+    number = 0
+    try:
+        expansion = Expansion(file) if is_packed else None
+        with (gzip.open if is_packed else open)(file, **opening or {"mode": "rb"}) as stream:
+            while True:
+                line, length = read_line(stream)
+                if not length:
+                    return
+                number += 1
+                if expansion is not None:
+                    expansion.add(length)
+                where = f"{file}:{number}"
+                if length > LONGEST_LINE:
+                    line = DataError(
+                        f"{where}: a line of length {length:,}; at most {LONGEST_LINE:,} is read"
+                    )
+                yield where, line
+    except (OSError, EOFError, zlib.error, UntrustedError) as error:
+        raise DataError(f"{file}: cannot be read after line {number}: {error}") from None
 
 
 def decode_line(where: str, line: bytes) -> str | DataError:
@@ -198,11 +250,11 @@ def json_row(where: str, line: str | DataError) -> Record:
     if isinstance(line, DataError):
         return line
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return DataError(f"{where}: not JSON: {error}")
+        record = parse_json(line)
+    except UntrustedError as error:
+        return DataError(f"{where}: {error}")
     if not isinstance(record, dict):
-        return DataError(f"{where}: a row must be a JSON object, and is {record!r:.80}")
+        return DataError(f"{where}: a row must be a JSON object, and is {shown(record)}")
     return record
 
 
@@ -217,40 +269,70 @@ def read_csv(file: pathlib.Path, delimiter: str = ",") -> Iterator[tuple[str, Re
 
     Cells that are missing are None.
     """
-    opener = gzip.open if file.suffix == ".gz" else open
     # Bytes that are not UTF-8 pass as surrogates, so that the row that holds them can be named.
-    with opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        # strict: a quote left open is an error
-        rows = csv.DictReader(stream, delimiter=delimiter, strict=True)
-        while True:
-            where = f"{file}:{max(2, rows.line_num + 1)}"  # the first line names the columns
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                row = DataError(f"{where}: not CSV: {error}")
-            else:
-                if None in row:  # csv.DictReader's name for cells without a column
-                    reason = "more cells than columns; is a comma not quoted?"
-                    row = DataError(f"{where}: {reason}")
-            yield where, row
+    lines = _bounded_lines(
+        file, mode="rt", encoding="utf-8-sig", errors="surrogateescape", newline=""
+    )
+    # strict: a quote left open is an error
+    rows = csv.DictReader(map(_csv_line, lines), delimiter=delimiter, strict=True)
+    while True:
+        where = f"{file}:{max(2, rows.line_num + 1)}"  # the first line names the columns
+        try:
+            row = next(rows)
+            if len(set(rows.fieldnames)) < len(rows.fieldnames):
+                raise DataError(f"{file}:1: a column stands there twice: {shown(rows.fieldnames)}")
+        except StopIteration:
+            return
+        except csv.Error as error:
+            row = DataError(f"{where}: not CSV: {error}")
+        else:
+            if None in row:  # csv.DictReader's name for cells without a column
+                reason = "more cells than columns; is a comma not quoted?"
+                row = DataError(f"{where}: {reason}")
+        yield where, row
+
+
+def _csv_line(line: tuple[str, str | DataError]) -> str:
+    if isinstance(line[1], DataError):
+        raise csv.Error(str(line[1])) from line[1]  # of one row only, as all that csv finds
+    return line[1]
+
+
+PARQUET_ROWS = 256
+"""Rows of Parquet held at a time: one dictionary entry may stand in all of them."""
 
 
 def _read_parquet(file: pathlib.Path) -> Iterator[tuple[str, Record]]:
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
+        expansion = Expansion(file)
         with pyarrow.parquet.ParquetFile(file) as parquet:
-            wanted = {*TASK_COLUMNS, *PAIR_COLUMNS}
-            columns = [name for name in parquet.schema_arrow.names if name in wanted]
-            rows = (
-                record
-                for batch in parquet.iter_batches(columns=columns)
-                for record in batch.to_pylist()
-            )
-            for number, record in enumerate(rows, start=1):
-                yield f"{file}, row {number}", record
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{file}: not Parquet: {error}") from None
+            fields = [field for field in parquet.schema_arrow if field.name in _WANTED]
+            if len({field.name for field in fields}) < len(fields):
+                raise UntrustedError("a column stands there twice")
+            for field in fields:
+                is_packed = pyarrow.types.is_dictionary(field.type)
+                kind = field.type.value_type if is_packed else field.type
+                if str(kind) not in ("string", "large_string", "string_view", "null"):
+                    raise UntrustedError(f"the column {field.name} is {field.type}, not text")
+            names = [field.name for field in fields]
+            for batch in parquet.iter_batches(PARQUET_ROWS, columns=names):
+                batch.validate(full=True)  # offsets, UTF-8
+                for record in batch.to_pylist():
+                    number += 1
+                    expansion.add(sum(len(text) for text in record.values() if text))
+                    yield f"{file}, row {number}", record
+    except UntrustedError as error:
+        raise DataError(f"{file}: cannot be read after row {number}: {error}") from None
+    except (OSError, MemoryError, pyarrow.ArrowException) as error:
+        raise DataError(f"{file}: not Parquet: {_first_line(error)}") from None
+
+
+_WANTED = {*TASK_COLUMNS, *PAIR_COLUMNS}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

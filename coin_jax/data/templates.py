@@ -8,7 +8,6 @@ templates of one task are two wordings of the same instruction.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import string
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 from coin_jax.data.draws import draw_order
 from coin_jax.data.sources import DataError
+from coin_jax.untrusted import UntrustedError, is_name, read_json, shown, steers_terminal
 
 OPTIONS = "options_"
 ANSWER = "answer"
@@ -84,10 +84,12 @@ def parse_template(text: str, name: str, where: str = "") -> Template:
             if placeholder is not None and (
                 not placeholder.isidentifier() or specification or conversion
             ):
-                raise ValueError(f"a placeholder is a plain name, not {{{placeholder}}}")
+                raise ValueError(
+                    f"a placeholder is a plain name, not {{{shown(placeholder)[1:-1]}}}"
+                )
             parts.append((literal, placeholder or ""))
     except ValueError as error:
-        raise DataError(f"{where}: {error}: {text!r}") from None
+        raise DataError(f"{where}: {error}: {shown(text)}") from None
     return Template(name, text, tuple(parts))
 
 
@@ -107,14 +109,16 @@ def read_templates(files: Sequence[str | pathlib.Path]) -> dict[str, list[Templa
     templates = {}
     for file in files:
         try:
-            content = json.loads(pathlib.Path(file).read_bytes().decode("utf-8"))
+            content = read_json(file)
         except OSError as error:
             raise DataError(f"{file}: cannot be read: {error.strerror}") from None
-        except ValueError as error:
-            raise DataError(f"{file}: not JSON in UTF-8: {error}") from None
+        except UntrustedError as error:
+            raise DataError(f"{file}: {error}") from None
         if not isinstance(content, dict):
             raise DataError(f'{file}: expected {{task: [{{"input", "target"}}]}}')
         for task, entries in content.items():
+            if not is_name(task):
+                raise DataError(f"{file}: {shown(task)} is no name of a task")
             if not isinstance(entries, list):
                 raise DataError(f"{file}: task {task!r}: expected a list of templates")
             templates[task] = [
@@ -128,6 +132,8 @@ def _read_entry(entry: object, where: str) -> TemplatePair:
     texts = (entry.get("input"), entry.get("target")) if isinstance(entry, dict) else (None, None)
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise DataError(f"{where}: expected non-empty texts `input` and `target`")
+    if any(map(steers_terminal, texts)):
+        raise DataError(f"{where}: a control character that no instruction needs")
     return TemplatePair(*texts, where)
 
 

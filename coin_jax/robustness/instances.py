@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import pathlib
+import re
 import socket
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -80,6 +81,8 @@ class Reader:
         return Rows(f"{place} ({split})", list(rows))
 
     def _local(self, pattern: str, task: str) -> Rows:
+        if "**" in pattern:
+            raise DataError(f"data {pattern!r}: ** could look through all disks; name the folders")
         for folder in self._folders:
             try:
                 files = expand_files([str(folder / pattern)], "data")
@@ -105,6 +108,8 @@ def remote_rows(place: str, task: str, split: str, label: str) -> Iterator[TaskR
     kind, _, name = place.partition(":")
     try:
         records, names = REMOTE[kind](name, split, label)
+    except DataError:
+        raise
     except Exception as error:  # not installed, no network, no such name: each library its own
         first_line, *_ = str(error).strip().splitlines() or [""]
         raise MissingDataError(f"{type(error).__name__}: {first_line}") from error
@@ -132,7 +137,15 @@ Records = tuple[Iterable[Mapping[str, Any]], Sequence[str]]
 """Records of plain Python values, and the names of the labels, in order."""
 
 
+_TFDS_NAME = re.compile(r"\w+(/[\w.+-]+)?(:[\d.*]+)?")
+
+
 def _tfds_rows(name: str, split: str, label: str) -> Records:
+    if not _TFDS_NAME.fullmatch(name):
+        raise DataError(
+            f"{name!r} is no name of TFDS as NAME, NAME/CONFIG or NAME/CONFIG:VERSION; names of "
+            "other people's collections (OWNER:NAME) are not taken, since TFDS runs their code"
+        )
     import tensorflow_datasets
 
     if not (tensorflow_datasets.builder(name).is_prepared() or urllib.request.getproxies()):

@@ -13,9 +13,35 @@ import pydantic
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from coin_jax.data.sources import DataError
+from coin_jax.untrusted import (
+    LONGEST_NAME,
+    MOST_FAULTS,
+    UntrustedError,
+    is_name,
+    read_json,
+    shown,
+    steers_terminal,
+)
 
+LARGEST_SUITE = 4 << 20
+"""Bytes of a suite file; that of all of PromptBench's prompts has a tenth."""
+MOST_PROMPTS = 20_000
+"""Of a suite file: each is put to hundreds of instances."""
+MOST_NAMES = 1000
+"""Conditions, and tasks, of a suite file."""
+MOST_COPIES = 1000
+"""Perturbed versions of one prompt."""
 STRICT = pydantic.ConfigDict(extra="forbid")
-Count = Annotated[int, pydantic.Field(ge=1)]
+Count = Annotated[int, pydantic.Field(ge=1, le=10**9)]
+
+
+def _named(name: str) -> str:
+    if not is_name(name):
+        raise ValueError(f"must be a name of at most {LONGEST_NAME} characters, all printable")
+    return name
+
+
+Name = Annotated[str, pydantic.AfterValidator(_named)]
 
 
 class PerturbationSettings(TypedDict, total=False):
@@ -40,11 +66,11 @@ class PerturbationRequest:
 
     __pydantic_config__ = STRICT
 
-    condition: str
-    method: str
-    of: str = ""
+    condition: Name
+    method: Name
+    of: Name = ""
     """The condition it starts from; in a file, the clean one unless another is named."""
-    copies: Count = 1
+    copies: Annotated[int, pydantic.Field(ge=1, le=MOST_COPIES)] = 1
     """Different perturbations of each prompt."""
     settings: PerturbationSettings = dataclasses.field(default_factory=dict)
     optional: bool = False
@@ -57,9 +83,9 @@ class AttackRequest:
 
     __pydantic_config__ = STRICT
 
-    condition: str
-    method: str
-    of: str = ""
+    condition: Name
+    method: Name
+    of: Name = ""
     instances: Count = 100
     budget: Count = 500
     """Prompts that may be tried on all instances, for each prompt attacked."""
@@ -69,6 +95,8 @@ class AttackRequest:
 def _filled(text: str) -> str:
     if not text.strip():
         raise ValueError("must not be empty")
+    if steers_terminal(text):
+        raise ValueError("must hold no control characters")
     return text
 
 
@@ -89,7 +117,7 @@ class TaskEntry:
     """One place or several, of which the first that has the data is read: a JSONL name or pattern,
     `builtin:NAME`, `tfds:NAME`, `hub:NAME` or `hub:NAME:CONFIG`."""
     fields: Annotated[
-        dict[str, str],
+        dict[Name, Name],
         pydantic.BeforeValidator(
             lambda value: (
                 dict(zip(value, value, strict=True))
@@ -100,7 +128,7 @@ class TaskEntry:
         pydantic.Field(min_length=1),
     ]
     """The fields of a row that prompts use; as an object, {name in the data: name in prompts}."""
-    answers: Annotated[dict[str, Text], pydantic.Field(min_length=1)]
+    answers: Annotated[dict[Name, Text], pydantic.Field(min_length=1)]
     """The answer to each label of the data, in the order in which options are listed. Several
     labels may share an answer."""
     split: str = "validation"
@@ -122,20 +150,26 @@ class SuiteFile:
     __pydantic_config__ = STRICT
 
     prompts: Annotated[
-        dict[str, dict[str, Annotated[list[Text], pydantic.Field(min_length=1)]]],
-        pydantic.Field(min_length=1),
+        dict[Name, dict[Name, Annotated[list[Text], pydantic.Field(min_length=1)]]],
+        pydantic.Field(min_length=1, max_length=MOST_NAMES),
     ]
     """{condition: {task: [prompt, ...]}}"""
-    tasks: dict[str, TaskEntry] = dataclasses.field(default_factory=dict)
+    tasks: Annotated[dict[Name, TaskEntry], pydantic.Field(max_length=MOST_NAMES)] = (
+        dataclasses.field(default_factory=dict)
+    )
     """What is not named here is one of `GLUE`."""
-    name: str = ""
+    name: Name = ""
     description: str = ""
-    seed: int = 0
+    seed: Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)] = 0
     sample: Count | None = None
-    clean: str = ""
+    clean: Name = ""
     """The condition that others are compared with; the first, unless another is named."""
-    perturbations: list[PerturbationRequest] = dataclasses.field(default_factory=list)
-    attacks: list[AttackRequest] = dataclasses.field(default_factory=list)
+    perturbations: Annotated[list[PerturbationRequest], pydantic.Field(max_length=MOST_NAMES)] = (
+        dataclasses.field(default_factory=list)
+    )
+    attacks: Annotated[list[AttackRequest], pydantic.Field(max_length=MOST_NAMES)] = (
+        dataclasses.field(default_factory=list)
+    )
 
 
 def _glue(
@@ -186,14 +220,12 @@ def read_suite_file(path: pathlib.Path) -> SuiteFile:
 
     Raises: DataError with a line for each fault, naming the file and the place in it.
     """
-    twice: list[str] = []
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        content = json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, twice))
+        content = read_json(path, LARGEST_SUITE)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON in UTF-8: {error}") from None
+    except UntrustedError as error:
+        raise DataError(f"{path}: {error}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected an object {{condition: {{task: [prompt, ...]}}}}")
     # A condition may be called `clean`, so the values tell: settings are no objects.
@@ -201,22 +233,21 @@ def read_suite_file(path: pathlib.Path) -> SuiteFile:
         isinstance(value, dict) for value in content.values()
     ):
         content = {"prompts": content}
-    faults = [f"{path}: {key!r} stands twice in one object" for key in twice]
     try:
         file = pydantic.TypeAdapter(SuiteFile).validate_json(json.dumps(content), strict=True)
+    except RecursionError:
+        raise DataError(f"{path}: nested too deeply for a suite") from None
     except pydantic.ValidationError as error:
-        faults += [f"{path}: {_readable(fault)}" for fault in error.errors()]
-    if faults:
-        raise DataError("\n".join(faults))
+        if error.error_count() > MOST_FAULTS:
+            raise DataError(
+                f"{path}: no suite file: {error.error_count()} values do not fit"
+            ) from None
+        faults = [f"{path}: {_readable(fault)}" for fault in error.errors()]
+        raise DataError("\n".join(faults)) from None
+    prompts = sum(len(texts) for tasks in file.prompts.values() for texts in tasks.values())
+    if prompts > MOST_PROMPTS:
+        raise DataError(f"{path}: {prompts} prompts; at most {MOST_PROMPTS} are read")
     return file
-
-
-def _object(pairs: list[tuple[str, Any]], twice: list[str]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice += sorted({key for key in keys if keys.count(key) > 1})
-    return found
 
 
 def _readable(fault: Any) -> str:
@@ -228,7 +259,7 @@ def _readable(fault: Any) -> str:
     if fault["type"] in ("missing", "missing_argument"):
         return f"{within}the key {last!r} is missing"
     reason = fault["msg"].removeprefix("Value error, ")
-    return f"{place(*above, last)}: {reason}, found {fault['input']!r:.80}"
+    return f"{place(*above, last)}: {reason}, found {shown(fault['input'])}"
 
 
 SCHEMAS = {
@@ -247,6 +278,6 @@ def place(*keys: str | int) -> str:
 
 
 def unknown(what: str, name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name[:LONGEST_NAME], known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
     return f"unknown {what} {name!r}; {hint}"

@@ -1,0 +1,187 @@
+"""Files from strangers: what they may claim at most, and how they are read and shown within that.
+
+Whoever reads a file that may come from elsewhere reads it through this module or keeps its bounds.
+They are far above what the project's own files need; docs/security.md lists them with the reasons.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import reprlib
+from typing import IO, Any
+
+LONGEST_LINE = 16 << 20
+"""Bytes (in CSV characters) of a line of JSONL, CSV or text, which is held as a whole; a long book
+has 3 MB."""
+LARGEST_JSON = 64 << 20
+"""Bytes of a config, suite, template file or tokenizer.json; that of a 250,000 token vocabulary has
+17 MB."""
+LARGEST_MANIFEST = 256 << 20
+"""Bytes of a set's manifest, in which thousands of tasks have all of their wordings."""
+MOST_VALUES = 4_000_000
+"""Commas, colons and opening brackets of a JSON file: an object takes 64 bytes of memory or more
+for two bytes of text, so the size alone would allow ten times this."""
+EXPANSION, EXPANSION_FROM = 200, 64 << 20
+"""A compressed file may become this many times as large, beyond the first so many bytes. Text
+shrinks to a third or a tenth, repeated rows to a fiftieth; gzip's own limit is a thousandth, and
+Parquet has none."""
+MOST_FAULTS = 1000
+"""Faults of one file that are spelled out; a file of faults would make a larger report of them."""
+LONGEST_MESSAGE = 20_000
+"""Characters of an error."""
+LONGEST_NAME = 1000
+"""Characters of a task's, field's, condition's or wording's name: tables and paths show them."""
+
+
+class UntrustedError(ValueError):
+    """What is wrong with a file, without the file's name."""
+
+
+def read_bytes(path: str | os.PathLike, most: int = LARGEST_JSON) -> bytes:
+    """The content of a regular file (or a link to one) of at most `most` bytes.
+
+    Raises: UntrustedError for a larger one, a pipe or a device; OSError for one that is not there.
+    """
+    path = pathlib.Path(path)
+    if path.exists() and not path.is_file():
+        raise UntrustedError("not a file")  # reading a pipe would wait for ever
+    with open(path, "rb") as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise UntrustedError(f"larger than {most:,} bytes, which is the most that is read")
+    return content
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text in UTF-8.
+
+    Raises: UntrustedError for anything that is not JSON, NaN and Infinity among it, for a key that
+    stands twice in one object, and for nesting deeper than Python's own stack allows (about 1000).
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8-sig")
+        return _DECODER.decode(text)
+    except UnicodeDecodeError as error:
+        reason = f"byte {error.start + 1} is not valid UTF-8"
+    except RecursionError:
+        reason = "nested too deeply"
+    except ValueError as error:
+        reason = str(error)
+    raise UntrustedError(f"not JSON in UTF-8: {reason}")
+
+
+def read_json(path: str | os.PathLike, most: int = LARGEST_JSON) -> Any:
+    """The value of a JSON file. Raises as `read_bytes` and `parse_json` do."""
+    content = read_bytes(path, most)
+    check_values(content)
+    return parse_json(content)
+
+
+def check_values(content: bytes) -> None:
+    """Raises: UntrustedError for a JSON text with more than MOST_VALUES values.
+
+    Commas in texts count too: they are counted because that takes no parsing.
+    """
+    if sum(content.count(mark) for mark in (b",", b":", b"[", b"{")) > MOST_VALUES:
+        raise UntrustedError(f"more than {MOST_VALUES:,} values, which is the most that is read")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {shown(twice)} stands twice in one object")
+    return found
+
+
+def _constant(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+
+
+class Expansion:
+    """Refuses a file that unpacks to far more than it is."""
+
+    def __init__(self, path: str | os.PathLike):
+        self._most = EXPANSION_FROM + EXPANSION * os.stat(path).st_size
+        self._bytes = 0
+
+    def add(self, count: int) -> None:
+        """Raises: UntrustedError once more than EXPANSION times the file's size was unpacked."""
+        self._bytes += count
+        if self._bytes > self._most:
+            raise UntrustedError(
+                f"unpacks to more than {self._most:,} bytes, {EXPANSION} times its size: a "
+                "decompression bomb? Unpack it by hand if it is meant so"
+            )
+
+
+def read_line(stream: IO[Any]) -> tuple[Any, int]:
+    """(the next line, its length) of a stream of bytes or text; (nothing, 0) at the end.
+
+    Of a line longer than LONGEST_LINE comes (nothing, its length); it is never held as a whole.
+    """
+    line = stream.readline(LONGEST_LINE + 1)
+    length = len(line)
+    if length > LONGEST_LINE:
+        while line and line[-1:] not in (b"\n", "\n", "\r"):
+            line = stream.readline(LONGEST_LINE)
+            length += len(line)
+        line = line[:0]
+    return line, length
+
+
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""What steers a terminal, turns the direction of writing round, or cannot be printed."""
+_STEERING = re.compile("[\x00-\x08\x0e-\x1f\x7f\x9b]")
+_USER = re.compile(r"(?<=://)[^/\s\"'<>]*@")
+_QUERY = re.compile(r"([?&][\w.%-]+=)[^&\s\"'<>]+")
+_SECRET_NAME = re.compile(r"key|token|secret|passw|signature|credential|sig=|auth", re.IGNORECASE)
+_TOKEN = re.compile(r"\b(hf_|sk-)[\w-]{16,}|(?<=Bearer )[^\s\"']{8,}")
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can stand in a table, a path or a terminal: short, printable, one line."""
+    return len(text) <= LONGEST_NAME and not _UNSEEN.search(text) and "\n" not in text
+
+
+def steers_terminal(text: str) -> bool:
+    """Whether a text holds escape sequences or the like, which no instruction needs.
+
+    Marks of the direction of writing are let through, and so are page breaks.
+    """
+    return _STEERING.search(text) is not None
+
+
+def without_credentials(text: str) -> str:
+    """The text without the user and password of addresses, and without keys."""
+    text = _USER.sub("***@", text)
+    text = _QUERY.sub(lambda m: f"{m[1]}***" if _SECRET_NAME.search(m[1]) else m[0], text)
+    return _TOKEN.sub("***", text)
+
+
+def printable(text: str) -> str:
+    """A message for terminal and log: without escape sequences and credentials, and not endless."""
+    # Cut twice: an address that the cut parts would keep half a password.
+    text = without_credentials(text[: 10 * LONGEST_MESSAGE])
+    if len(text) > LONGEST_MESSAGE:
+        text = f"{text[:LONGEST_MESSAGE]} ... (shortened)"
+    return _UNSEEN.sub(lambda m: m[0].encode("unicode_escape").decode("ascii"), text)
+
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 2, 80, 80, 40
+
+
+def shown(value: Any) -> str:
+    """A value of whatever size and depth, for an error."""
+    return _REPR.repr(value)
