@@ -9,9 +9,11 @@ from coin_jax.model.attention import (
     attend,
     biased_softmax,
     dropout,
+    multiplied_bias,
     relative_bias,
     relative_buckets,
     segment_mask,
+    shifted_bias,
 )
 
 
@@ -36,6 +38,21 @@ def test_the_bias_of_a_query_and_a_key_is_that_of_their_offset(bidirectional, le
         for key in range(lengths[1]):
             bucket = relative_buckets(np.array(key - query), bidirectional, 8, 6)
             np.testing.assert_array_equal(bias[0, :, query, key], table[bucket])
+
+
+@pytest.mark.parametrize("lengths", [(5, 5), (4, 7), (7, 4), (1, 6)])
+def test_accelerators_make_the_bias_and_its_gradient_that_cpus_make(lengths):
+    random = np.random.default_rng(0)
+    table = jnp.asarray(random.standard_normal((8, 3)), jnp.float32)
+    weights = random.standard_normal((3, *lengths)).astype(np.float32)
+    buckets = random.integers(0, 8, sum(lengths))
+    buckets = np.array([[buckets[s - t] for s in range(lengths[1])] for t in range(lengths[0])])
+    bias, gradient = {}, {}
+    for way in (shifted_bias, multiplied_bias):
+        bias[way], pull = jax.vjp(lambda table, way=way: way(buckets, table), table)
+        gradient[way] = pull(jnp.asarray(weights))[0]
+    np.testing.assert_array_equal(bias[shifted_bias], bias[multiplied_bias])
+    np.testing.assert_allclose(gradient[shifted_bias], gradient[multiplied_bias], rtol=1e-5)
 
 
 def test_a_position_sees_its_segment_only_and_nothing_after_itself():

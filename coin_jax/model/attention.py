@@ -6,6 +6,7 @@ by H^-0.5; the initialization takes care of that (Raffel et al. 2020, and their 
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -106,18 +107,44 @@ def relative_bias(
 ) -> jax.Array:
     """The bias of scores between all positions, float32 [1, N, T, S].
 
-    Entry (t, s) depends on s - t alone, so only T + S rows of the table are looked up (their
-    gradient is a small scatter instead of one of T * S rows) and the rest is reshaping: a vector of
-    length T + S, repeated T times and read in rows shorter by one, shifts right by one a row.
+    Two ways to the same numbers. On CPU, T + S rows are looked up and shifted; XLA for TPU has no
+    good reshapes for that (in a train step they were most of its compile time, and 57 MB of code)
+    and gets a product. Neither looks up T * S rows, whose gradient would be a slow scatter.
     """
-    offsets = np.concatenate([np.arange(key_length + 1), np.arange(1 - query_length, 0)])
-    buckets = relative_buckets(offsets, bidirectional, table_KxN.shape[0], max_distance)
-    length, heads = len(offsets), table_KxN.shape[1]
-    by_offset_NxO = table_KxN[buckets].T
+    offsets = np.arange(key_length)[None, :] - np.arange(query_length)[:, None]
+    buckets_TxS = relative_buckets(offsets, bidirectional, len(table_KxN), max_distance)
+    ways = {"cpu": shifted_bias, "default": multiplied_bias}
+    ways = {platform: functools.partial(way, buckets_TxS) for platform, way in ways.items()}
+    return jax.lax.platform_dependent(table_KxN.astype(jnp.float32), **ways)[None]
+
+
+def multiplied_bias(buckets_TxS: np.ndarray, table_KxN: jax.Array) -> jax.Array:
+    """[N, T, S]: the table times a 0/1 matrix, which is made where it is used."""
+    is_bucket_KxTxS = jnp.arange(len(table_KxN))[:, None, None] == buckets_TxS
+    # HIGHEST: accelerators would round the table to bfloat16.
+    return jnp.einsum(
+        "kn,kts->nts",
+        table_KxN,
+        is_bucket_KxTxS.astype(table_KxN.dtype),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+
+
+def shifted_bias(buckets_TxS: np.ndarray, table_KxN: jax.Array) -> jax.Array:
+    """[N, T, S], of which entry (t, s) depends on s - t alone.
+
+    So one vector of length T + S holds all values; repeated T times and read in rows shorter by
+    one, it shifts right by one a row.
+    """
+    query_length, key_length = buckets_TxS.shape
+    heads, length = table_KxN.shape[1], query_length + key_length
+    # Offsets 0, 1, .. to the right of the diagonal, one that is never read, then from the left end.
+    unread = buckets_TxS[0, :1]
+    buckets_O = np.concatenate([buckets_TxS[0], unread, buckets_TxS[:0:-1, 0]])
+    by_offset_NxO = table_KxN[buckets_O].T
     repeated = jnp.broadcast_to(by_offset_NxO[:, None], (heads, query_length, length))
     shifted = repeated.reshape(heads, -1)[:, : query_length * (length - 1)]
-    shifted = shifted.reshape(1, heads, query_length, length - 1)[..., :key_length]
-    return shifted.astype(jnp.float32)
+    return shifted.reshape(heads, query_length, length - 1)[..., :key_length]
 
 
 def segment_mask(
