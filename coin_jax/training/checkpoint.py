@@ -7,30 +7,41 @@
     RUN/checkpoints/STEP/config   the config that the state was trained with
     RUN/checkpoints/STEP/metrics  of the evaluation at that step, if there was one
     RUN/checkpoints/STEP/unlogged sums of the metrics since the last record in metrics.jsonl
+    RUN/checkpoints/STEP/manifest.json  size and hash of each file
+    RUN/damaged/STEP              a checkpoint whose files are not as they were written
 
-Where a run goes on from, in this order: the newest checkpoint of its own directory; else
+Where a run goes on from, in this order: the newest whole checkpoint of its own directory;
+else
 `model.init_from`; else random weights.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import math
+import os
 import pathlib
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
+from jax.experimental import multihost_utils
 
 from coin_jax.config import CheckpointConfig, Config, ConfigError
 from coin_jax.config_files import from_json
+from coin_jax.training.manifest import fault, flush_folder, write_manifest
 from coin_jax.training.state import TrainState
+
+_UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's name for a folder that it has not finished
+_REMOVED = ".removed"
 
 
 class CheckpointError(RuntimeError):
@@ -49,47 +60,103 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints of one run directory. A context manager: leaving it waits for writes."""
+    """The checkpoints of one run directory. A context manager: leaving it waits for writes.
 
-    def __init__(self, run_directory: pathlib.Path, config: CheckpointConfig):
-        keep = [preservation_policy.LatestN(config.keep_last)]
-        # Of a checkpoint from before `best_metric` was set to what it is now.
-        unknown = -math.inf if config.best_is_highest else math.inf
-        if config.keep_best:
-            keep.append(
-                preservation_policy.BestN(
-                    get_metric_fn=lambda metrics: metrics.get(config.best_metric, unknown),
-                    # Orbax keeps the end of the ascending order; reversed, that is the smallest.
-                    reverse=not config.best_is_highest,
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
-        self._best_metric = config.best_metric if config.keep_best else None
-        self._manager = ocp.CheckpointManager(
-            (run_directory / "checkpoints").absolute(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
-                cleanup_tmp_directories=True,
+    A checkpoint gets its name when all of it and its manifest are on the disk. Opening looks for
+    the newest one that is as it was written; damaged ones that are newer are moved to RUN/damaged.
+    One is removed only when `keep_last` newer ones are whole.
+
+    say: is told what people should know of, a line a call.
+    Raises CheckpointError where there are checkpoints but none is whole, and OSError.
+    """
+
+    def __init__(
+        self,
+        run_directory: pathlib.Path,
+        config: CheckpointConfig,
+        say: Callable[[str], None] = print,
+    ):
+        self.directory = run_directory / "checkpoints"
+        self._config, self._say = config, say
+        self._is_primary = jax.process_index() == 0
+        self._whole: set[int] = set()  # of those on disk, what this process has compared or written
+        self.latest_step = self._open()
+        """Of the newest checkpoint that is whole, or being written."""
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(),
+            async_options=ocp.options.AsyncOptions(
+                # Called on the first process, before the folder gets its name.
+                post_finalization_callback=self._seal,
+                # Orbax reads the clock of the day, which may be set while it writes. Alone there is
+                # nobody to wait for.
+                timeout_secs=1200 if jax.process_count() > 1 else 10**9,
             ),
         )
-        self.directory = run_directory / "checkpoints"
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._pending: concurrent.futures.Future | None = None
 
-    @property
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
+    def _open(self) -> int | None:
+        """Clears what a killed run left and returns the newest whole step, on every process."""
+        newest, problem = None, ""
+        if self._is_primary:
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                self._remove_unfinished()
+                newest = self._newest_whole()
+            except CheckpointError as error:  # for every process to hear of
+                problem = str(error)
+        if jax.process_count() > 1:
+            told = -2 if problem else -1 if newest is None else newest
+            told = int(multihost_utils.broadcast_one_to_all(np.int32(told)))
+            newest = None if told < 0 else told
+            problem = problem or ("The first process found no whole checkpoint." * (told == -2))
+        if problem:
+            raise CheckpointError(problem)
+        return newest
+
+    def _newest_whole(self) -> int | None:
+        damaged: dict[int, str] = {}
+        for step in sorted(self._steps(), reverse=True):
+            reason = fault(self.directory / str(step))
+            if reason is None:
+                self._whole.add(step)
+                break
+            damaged[step] = reason
+        else:
+            if damaged:
+                raise CheckpointError(
+                    f"No checkpoint in {self.directory} is whole:\n"
+                    + "".join(f"  {step}: {reason}\n" for step, reason in damaged.items())
+                    + "Put an intact copy of one there, or start anew with another --name."
+                )
+            return None
+        for number, reason in damaged.items():
+            place = self._set_aside(number)
+            self._say(f"Checkpoint {number} is damaged: {reason}. It is in {place} now.")
+        if damaged:
+            self._say(f"The newest whole checkpoint is {step}.")
+        return step
+
+    def _set_aside(self, step: int) -> pathlib.Path:
+        place, number = self.directory.parent / "damaged" / str(step), 1
+        place.parent.mkdir(exist_ok=True)
+        while place.exists():
+            number += 1
+            place = place.with_name(f"{step}-{number}")
+        return (self.directory / str(step)).rename(place)
+
+    def _steps(self) -> list[int]:
+        return [int(path.name) for path in self.directory.iterdir() if path.name.isdigit()]
+
+    def _remove_unfinished(self) -> None:
+        for path in (*self.directory.glob(f"*{_UNFINISHED}"), *self.directory.glob(f"*{_REMOVED}")):
+            shutil.rmtree(path, ignore_errors=True)
 
     def saved_config(self) -> Config | None:
         """The config of the newest checkpoint; None where there is none."""
-        step = self.latest_step
-        if step is None:
+        if self.latest_step is None:
             return None
-        saved = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
-        try:
-            where = f"{self.directory}/{step}/config"
-            return from_json(json.dumps(saved["config"]), where)
-        except ConfigError as error:
-            raise CheckpointError(str(error)) from error
+        return _saved_config(self.directory / str(self.latest_step))
 
     def save(
         self,
@@ -103,14 +170,15 @@ class Checkpoints:
 
         unlogged: sums that the loop goes on with, so that its next record is the same.
         metrics: of the evaluation at this step; with keep_best its `best_metric` decides.
-        Raises CheckpointError if that metric is not among them.
+        Raises CheckpointError if that metric is not among them, or the last write failed.
         """
         step = int(state.step)
-        if step in self._manager.all_steps():
+        if step == self.latest_step:
             return
-        if self._best_metric and metrics and self._best_metric not in metrics:
+        wanted = self._config.best_metric if self._config.keep_best else None
+        if wanted and metrics and wanted not in metrics:
             raise CheckpointError(
-                f"checkpoint.best_metric = {self._best_metric!r} is not measured; there is "
+                f"checkpoint.best_metric = {wanted!r} is not measured; there is "
                 + ", ".join(sorted(metrics))
             )
         items = {
@@ -121,10 +189,100 @@ class Checkpoints:
         }
         if metrics:
             metrics = {name: float(value) for name, value in metrics.items()}
-            # Where Orbax looks when the run goes on; it writes this itself only for a `best_fn`,
-            # and then complains about every checkpoint without metrics.
             items["metrics"] = ocp.args.JsonSave(metrics)
-        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics or None)
+        self.wait()
+        self._ensure_folder()
+        self._writing, before, self.latest_step = step, self.latest_step, step
+        try:
+            self._checkpointer.save(
+                (self.directory / str(step)).absolute(), args=ocp.args.Composite(**items)
+            )
+        except Exception as error:
+            raise self._not_written(step, before, error) from error
+        self._pending = self._thread.submit(self._finish, step, before)
+
+    def _ensure_folder(self) -> None:
+        """Makes RUN/checkpoints anew where it was deleted; where all of RUN is gone, it raises."""
+        run = self.directory.parent
+        if not run.is_dir():
+            raise CheckpointError(
+                f"{run} is gone: it was deleted or moved, or its disk is no longer there. Nothing "
+                "can be saved. Bring it back, and the same command goes on from its newest "
+                "checkpoint."
+            )
+        if self._is_primary and not self.directory.is_dir():
+            self._say(f"{self.directory} was deleted; it is made anew.")
+            try:
+                self.directory.mkdir(exist_ok=True)
+            except OSError as error:
+                raise self._not_written(self._writing, None, error) from error
+
+    def _seal(self) -> None:
+        write_manifest(self.directory / f"{self._writing}{_UNFINISHED}")
+
+    def _finish(self, step: int, before: int | None) -> None:
+        """Waits until the checkpoint has its name, then removes those that it succeeds."""
+        try:
+            self._checkpointer.wait_until_finished()
+            if self._is_primary:
+                flush_folder(self.directory)
+                self._whole.add(step)
+                self._remove_old()
+        except Exception as error:
+            if self._is_primary:
+                self._remove_unfinished()
+            raise self._not_written(step, before, error) from error
+
+    def _remove_old(self) -> None:
+        kept = self._kept()
+        for step in self._steps():
+            if step not in kept:
+                # Out of the way first: a kill while its files go must not leave half of one.
+                place = self.directory / f"{step}{_REMOVED}"
+                (self.directory / str(step)).rename(place)
+                shutil.rmtree(place, ignore_errors=True)
+
+    def _kept(self) -> set[int]:
+        """The newest `keep_last` steps that are whole, and the best one that is."""
+        newest_first = sorted(self._steps(), reverse=True)
+        kept: set[int] = set()
+        for step in newest_first:
+            if len(kept) < self._config.keep_last and self._is_whole(step):
+                kept.add(step)
+        if self._config.keep_best:
+            sign = 1 if self._config.best_is_highest else -1
+            values = {step: self._metric(step) for step in newest_first}
+            # The sort keeps the order of equal ones: the newest of the best.
+            known = [step for step in newest_first if values[step] is not None]
+            best_first = sorted(known, key=lambda step: -sign * values[step])
+            kept |= {next((step for step in best_first if self._is_whole(step)), newest_first[0])}
+        return kept
+
+    def _is_whole(self, step: int) -> bool:
+        """Reads the content of each checkpoint once; later only whether its files are there."""
+        whole = fault(self.directory / str(step), read=step not in self._whole) is None
+        if whole:
+            self._whole.add(step)
+        return whole
+
+    def _metric(self, step: int) -> float | None:
+        """`best_metric` of a checkpoint; infinitely bad where another one was measured then."""
+        try:
+            metrics = _read_item(self.directory / str(step), "metrics")
+        except CheckpointError:
+            return None
+        unknown = -math.inf if self._config.best_is_highest else math.inf
+        return metrics.get(self._config.best_metric, unknown)
+
+    def _not_written(self, step: int, before: int | None, error: Exception) -> CheckpointError:
+        on = "no whole checkpoint is there yet"
+        if before is not None:
+            on = f"the same command then goes on from step {before}, whose checkpoint is whole"
+        reason = _reason(error)
+        return CheckpointError(
+            f"The checkpoint of step {step} could not be written to {self.directory}: {reason}. "
+            f"{remedy(reason)}; {on}."
+        )
 
     def restore(self, abstract_state: TrainState, config: Config) -> Restored:
         """The newest checkpoint.
@@ -133,6 +291,7 @@ class Checkpoints:
         be another one than the state was written from.
         Raises CheckpointError where the architecture or the optimizer changed.
         """
+        self.wait()
         step = self.latest_step
         if step is None:
             raise CheckpointError(f"There is no checkpoint in {self.directory}.")
@@ -145,26 +304,90 @@ class Checkpoints:
                 + "\n  ".join(fatal)
                 + "\nUse the old values, or another --name or --output for a new run."
             )
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract_state),
-                data=ocp.args.JsonRestore(),
-                unlogged=ocp.args.JsonRestore(),
-            ),
-        )
-        return Restored(restored["state"], restored["data"], restored["unlogged"], changed)
+        folder = self.directory / str(step)
+        # Read one by one, so that nothing depends on a file that the manifest does not cover.
+        with _quiet_orbax(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            try:
+                state = checkpointer.restore(
+                    (folder / "state").absolute(), args=ocp.args.StandardRestore(abstract_state)
+                )
+            except (OSError, ValueError) as error:  # one without a manifest, or a failing disk
+                raise CheckpointError(
+                    f"{folder}/state cannot be read: {_reason(error)}. Move {folder} away, and "
+                    "the run goes on from the checkpoint before it."
+                ) from error
+        return Restored(state, _read_item(folder, "data"), _read_item(folder, "unlogged"), changed)
+
+    def check(self) -> None:
+        """Raises CheckpointError if what was begun has failed by now."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
 
     def wait(self) -> None:
-        """Returns once all that was begun is on disk."""
-        self._manager.wait_until_finished()
+        """Returns once all that was begun is on disk. Raises CheckpointError if it failed."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
+        try:
+            self.wait()
+        except CheckpointError:
+            if error is None:  # else the first cause is what people should read
+                raise
+        finally:
+            self._thread.shutdown()
+            with contextlib.suppress(Exception):  # it repeats what `wait` raised
+                self._checkpointer.close()
+
+
+def remedy(reason: str) -> str:
+    """What to do about the message of a failed write."""
+    for cause, cure in _REMEDIES.items():
+        if cause.lower() in reason.lower():
+            return cure
+    return "See that the folder can be written"
+
+
+_REMEDIES = {
+    "no space": "Free some space, or write elsewhere with --output",
+    "quota": "Free some space of your quota, or write elsewhere with --output",
+    "too large": "Raise the limit on the size of a file (ulimit -f)",
+    "read-only": "Mount the disk for writing, or write elsewhere with --output",
+    "permission": "Allow this user to write there, or write elsewhere with --output",
+    "no such file": "Bring the folder back; it was deleted or moved, or its disk is gone",
+}
+
+
+def _reason(error: BaseException) -> str:
+    """The line of an error that says what the system refused.
+
+    TensorStore names the system's message somewhere in a long status.
+    """
+    text = str(error)
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT):
+        if os.strerror(code).lower() in text.lower() or getattr(error, "errno", None) == code:
+            return os.strerror(code)
+    return text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
+
+
+def _saved_config(folder: pathlib.Path) -> Config:
+    """The config in a checkpoint. Raises CheckpointError."""
+    try:
+        return from_json(json.dumps(_read_item(folder, "config")), where=f"{folder}/config")
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _read_item(folder: pathlib.Path, name: str) -> dict[str, Any]:
+    """A JSON item of a checkpoint. Raises CheckpointError."""
+    try:
+        return json.loads((folder / name / "metadata").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}/{name} cannot be read: {error}") from error
 
 
 # Fields that decide which arrays a state holds, or what they mean. The others may change between
@@ -220,20 +443,19 @@ def load_parameters(path: str | pathlib.Path) -> tuple[Config, dict[str, Any]]:
     folder = path
     if not (folder / "state").is_dir():
         steps = (path / "checkpoints").glob("*") if (path / "checkpoints").is_dir() else ()
-        whole = [step for step in steps if step.name.isdigit() and (step / "state").is_dir()]
-        if not whole:
+        there = [step for step in steps if step.name.isdigit()]
+        if not there:
             raise CheckpointError(
                 f"{path} is neither a run directory with checkpoints nor a checkpoint of one."
             )
-        folder = max(whole, key=lambda step: int(step.name))
-    try:
-        saved = json.loads((folder / "config" / "metadata").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}/config cannot be read: {error}") from error
-    try:
-        config = from_json(json.dumps(saved), where=f"{folder}/config")
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
+        folder = max(there, key=lambda step: int(step.name))
+    if reason := fault(folder):
+        # Another one would give other numbers: that is for people to choose.
+        raise CheckpointError(
+            f"{folder} is damaged: {reason}. Name another checkpoint of the run, or go on training "
+            "it: it starts from the newest whole one."
+        )
+    config = _saved_config(folder)
     checkpointer = ocp.PyTreeCheckpointer()
     with _quiet_orbax():
         tree = checkpointer.metadata((folder / "state").absolute()).item_metadata.tree

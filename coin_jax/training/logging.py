@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from coin_jax.config import Config, ConfigError
+from coin_jax.training.manifest import write_whole
 
 
 def check_writers(config: Config) -> None:
@@ -35,9 +36,7 @@ class MetricLog:
     def __init__(self, run_directory: pathlib.Path, config: Config, start_step: int):
         self.path = run_directory / "metrics.jsonl"
         kept = [record for record in read_metrics(self.path) if record["step"] <= start_step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(partial, self.path)
+        write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self.path.open("a")
         self._tensorboard = self._wandb = None
         if config.training.tensorboard:
@@ -60,6 +59,10 @@ class MetricLog:
         if self._wandb is not None:
             self._wandb.log(dict(metrics), step=step)
 
+    def flush(self) -> None:
+        """Has all records on the disk, so that they outlive a power cut."""
+        os.fsync(self._file.fileno())
+
     def __enter__(self) -> MetricLog:
         return self
 
@@ -73,14 +76,18 @@ class MetricLog:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line that a killed run left is skipped."""
+    """The records of a metrics.jsonl; what a crash left of a line is skipped."""
     records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
             records.append(json.loads(line))
         except ValueError:
             continue
-    return [record for record in records if isinstance(record, dict) and "step" in record]
+    return [
+        record
+        for record in records
+        if isinstance(record, dict) and isinstance(record.get("step"), int)
+    ]
 
 
 def _tensorboard_writer(folder: pathlib.Path, start_step: int) -> Any:

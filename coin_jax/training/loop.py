@@ -1,19 +1,18 @@
 """The training loop: batches in, steps out; logging, evaluation, checkpoints, and how it ends.
 
 It ends after the last step, or earlier and in order on Ctrl-C and SIGTERM: the step at hand is
-finished and saved, and the same command goes on from there, bit for bit. A loss or gradient that is
-not finite stops the run at once; its batch is saved, its state is not.
+finished and saved, and the same command goes on from there, bit for bit. So it is where the data
+cannot be read any more. A loss, gradient or parameter that is not finite stops the run at once; the
+batch is saved, the state is not.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import math
-import pathlib
+import functools
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -21,7 +20,15 @@ import numpy as np
 from rich.console import Console
 
 from coin_jax.config import Config
+from coin_jax.data.sources import DataError
 from coin_jax.training.checkpoint import Checkpoints
+from coin_jax.training.endings import (
+    RunStoppedError,
+    StopAskedError,
+    check_metrics,
+    check_state,
+    stop_requests,
+)
 from coin_jax.training.logging import MetricLog
 from coin_jax.training.progress import ProgressDisplay
 from coin_jax.training.state import TrainState
@@ -29,10 +36,6 @@ from coin_jax.training.throughput import Throughput
 
 Evaluate = Callable[[Any], Mapping[str, float]]
 """Parameters -> metrics."""
-
-
-class DivergedError(RuntimeError):
-    """The loss or its gradient is not finite."""
 
 
 class Batches(Protocol):
@@ -65,25 +68,33 @@ def train(
     throughput: Throughput,
     console: Console,
     unlogged: Mapping[str, float] | None = None,
+    agree: Callable[[int], int] = lambda signal_or_0: signal_or_0,
 ) -> Ending:
     """Runs `train_step` up to config.training.steps and returns how that ended.
 
     place: a host's numpy batch -> global arrays. evaluate: None where nothing is held out.
     unlogged: from the checkpoint that `state` comes from.
-    Raises DivergedError, and what reading the data raises; the last checkpoint is whole by then.
+    agree: called at every step with the signal that this process got, or 0; returns the one that
+    all processes stop for.
+    Raises RunStoppedError (DivergedError where numbers are not finite), CheckpointError, OSError;
+    the last checkpoint is whole by then.
     """
     last = config.training.steps
     step = int(state.step)
     pending: tuple[int, dict, dict] | None = None
     sums = dict(unlogged or {})  # of the metrics since the last record, and how many `steps`
     saved_at = checkpoints.latest_step
-    # A run that goes on has evaluated its first step before it stopped; a finished one shows again.
-    start_step, evaluated_at = step, step if 0 < step < last else None
+    position: Mapping[str, int] | None = None
+    # A run that goes on has evaluated its first step before it stopped, unless the stop cut that
+    # short; a finished one shows again.
+    owes_evaluation = bool(sums.pop(_OWED, 0))
+    start_step, evaluated_at = step, step if 0 < step < last and not owes_evaluation else None
     evaluated: Mapping[str, float] | None = None
+    alone = jax.process_count() == 1
 
     with (
         ProgressDisplay(console, step, last) as display,
-        _stop_requests(display.stopping) as requests,
+        stop_requests(display.stopping, may_give_up=alone) as requests,
     ):
 
         def settle() -> None:
@@ -94,8 +105,7 @@ def train(
             number, metrics, batch = pending
             pending = None
             metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
-                raise _diverged(config.run_directory, number, metrics, batch)
+            check_metrics(metrics, number, batch, config.run_directory, saved_at)
             throughput.add(metrics)
             for name, value in (metrics | {"steps": 1}).items():
                 sums[name] = sums.get(name, 0) + value
@@ -105,46 +115,83 @@ def train(
                 record = mean | throughput.rates()
                 log.write(number, {f"train/{name}": value for name, value in record.items()})
                 display.show(number, record)
+                checkpoints.check()
             display.advance(number)
+
+        def keep() -> None:
+            """Begins to save the step at hand, unless it is."""
+            nonlocal saved_at
+            if not step or saved_at == step:
+                return
+            settle()  # a state that diverged is not worth keeping
+            start = time.perf_counter()
+            check_state(state, step, saved_at)
+            log.flush()  # the records up to a checkpoint are on the disk before it is
+            fresh = evaluated if evaluated_at == step else None
+            due = sums | ({_OWED: 1} if owes_evaluation else {})
+            checkpoints.save(state, position or batches.state(), config, fresh, due)
+            throughput.pause(time.perf_counter() - start)
+            saved_at = step
 
         while True:
             if is_due(step, config.evaluation.every, last) and evaluate and evaluated_at != step:
                 settle()
                 start = time.perf_counter()
-                with display.doing("evaluating"):
-                    evaluated = evaluate(state.evaluation_params)
-                if step > start_step:
-                    log.write(step, evaluated)
-                display.note_evaluation(step, evaluated)
+                try:
+                    with display.doing("evaluating"):
+                        evaluated = requests.unless_stopped(
+                            functools.partial(evaluate, state.evaluation_params)
+                        )
+                except StopAskedError:
+                    owes_evaluation = True
+                else:
+                    if step > start_step or owes_evaluation:
+                        log.write(step, evaluated)
+                    owes_evaluation = False
+                    display.note_evaluation(step, evaluated)
+                    evaluated_at = step
                 throughput.pause(time.perf_counter() - start)
-                evaluated_at = step
-            stopping = bool(requests)
+            stopping = agree(requests.signals[0] if requests else 0)
             is_candidate = config.checkpoint.keep_best and evaluated_at == step
-            save = stopping or is_candidate or is_due(step, config.checkpoint.every, last)
-            if save and step and saved_at != step:
-                settle()  # a state that diverged is not worth keeping
-                start = time.perf_counter()
-                fresh = evaluated if evaluated_at == step else None
-                checkpoints.save(state, batches.state(), config, fresh, sums)
-                throughput.pause(time.perf_counter() - start)
-                saved_at = step
+            if stopping or is_candidate or is_due(step, config.checkpoint.every, last):
+                keep()
             if step >= last or stopping:
                 settle()
                 break
 
-            batch = next(batches)
+            # Waiting may be cut where the batch is there and not yet here. Asking for the position
+            # takes all processes, and then waiting is not cut.
+            position = batches.state() if alone else None
+            try:
+                batch = requests.unless_stopped(lambda: next(batches))
+            except StopAskedError:
+                continue
+            except Exception as error:
+                if alone:
+                    keep()
+                    checkpoints.wait()
+                if isinstance(error, OSError | DataError):
+                    raise _data_failed(error, saved_at) from error
+                raise
             placed = place(batch)
             with jax.transfer_guard("disallow"):
                 state, metrics = train_step(state, placed)
+            position = None
             if step == start_step:
                 throughput.restart()  # the first call compiled
             step += 1
             settle()
             pending = (step, metrics, batch)
 
-    checkpoints.wait()
-    done = step >= last
-    return Ending(state, None if done else requests[0], evaluated if done else None)
+        checkpoints.wait()
+    done = step >= last and not owes_evaluation
+    if requests and not done:
+        name = signal.Signals(requests.signals[0]).name
+        console.print(f"{name} was answered in {requests.seconds():.1f} s.", highlight=False)
+    return Ending(state, None if done else stopping, evaluated if done else None)
+
+
+_OWED = "evaluation_owed"  # among the sums: the evaluation of this step was cut short
 
 
 def is_due(step: int, every: int, last: int) -> bool:
@@ -152,40 +199,8 @@ def is_due(step: int, every: int, last: int) -> bool:
     return step == last or bool(step and every and step % every == 0)
 
 
-@contextlib.contextmanager
-def _stop_requests(notice: Callable[[], None]) -> Iterator[list[int]]:
-    """A list to which SIGINT and SIGTERM are appended; calls `notice` at the first.
-
-    A second signal of the same kind acts as it always does.
-    """
-    requests: list[int] = []
-    before: dict[int, Any] = {}
-
-    def note(number: int, _frame: Any) -> None:
-        requests.append(number)
-        signal.signal(number, before[number])
-        notice()
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, note)
-    except ValueError:
-        pass  # not the main thread: signals are somebody else's
-    try:
-        yield requests
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _diverged(
-    run_directory: pathlib.Path, step: int, metrics: dict[str, float], batch: dict[str, np.ndarray]
-) -> DivergedError:
-    path = run_directory / f"diverged_batch_{step}.npz"
-    np.savez_compressed(path, **batch)
-    bad = [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
-    return DivergedError(
-        f"Step {step} is not finite: {', '.join(bad)}. Its batch is in {path}; no state "
-        "after it is saved. A lower optimizer.learning_rate, a longer optimizer.warmup_steps or a "
-        "smaller optimizer.clip_norm usually helps."
-    )
+def _data_failed(error: Exception, saved: int | None) -> RunStoppedError:
+    on = "nothing was saved before"
+    if saved:
+        on = f"step {saved} is saved, and the same command goes on from there"
+    return RunStoppedError(f"The data cannot be read any more: {error}. Bring it back; {on}.")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from coin_jax.training.logging import read_metrics
+from coin_jax.training.manifest import write_whole
 
 
 def save_results(directory: pathlib.Path, accuracy: Any) -> dict[str, pathlib.Path]:
@@ -26,7 +27,7 @@ def save_results(directory: pathlib.Path, accuracy: Any) -> dict[str, pathlib.Pa
         "tasks": accuracy.rows(),
         "predictions": accuracy.predictions,
     }
-    path.write_text(json.dumps(content))
+    write_whole(path, json.dumps(content))
     return {"predictions": path}
 
 
