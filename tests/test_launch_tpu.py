@@ -1,7 +1,10 @@
 """launch/tpu_vm.sh against a gcloud that refuses, preempts, answers slowly and asks back."""
 
+import json
 import os
+import shutil
 import signal
+import subprocess
 import time
 
 import pytest
@@ -69,11 +72,7 @@ def test_a_run_makes_sets_up_starts_and_follows(stage):
     output = f"{stage.folder}/shared/runs"
     expected = ["--config", "configs/my config's.py", "--output", output]
     assert [call[3:] for call in stage.calls("coin_jax.train")] == [expected, expected]
-    assert stage.calls("gcsfuse")[0][1:] == [
-        "--implicit-dirs",
-        "my-bucket",
-        f"{stage.folder}/shared",
-    ]
+    assert stage.calls("gcsfuse")[0][-2:] == ["my-bucket", f"{stage.folder}/shared"]
     assert "pod is WAITING_FOR_RESOURCES" in result.stderr
     assert "the training is done. The machines cost until 'tpu_vm.sh delete pod'" in result.stderr
 
@@ -293,3 +292,27 @@ def test_a_log_that_was_never_begun_is_no_riddle(stage):
     assert result.returncode == 4
     assert "nothing was started" in result.stderr
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("gcloud"), reason="gcloud is not installed")
+@pytest.mark.parametrize(
+    "action",
+    [["run", *TRAINING], ["create", "--reserved"], ["status"], ["stop"], ["delete", "pod"]],
+    ids=lambda action: action[0],
+)
+def test_gcloud_itself_knows_every_command_and_flag(action, stage):
+    """Its own parser reads them; nothing is sent, and it knows no account."""
+    flags = ["--env", stage.settings, "--service-account", "a@b.iam", "--dry-run"]
+    at = action.index("--") if "--" in action else len(action)
+    shown = stage("tpu_vm.sh", *action[:at], *flags, *action[at:]).stdout.splitlines()
+    commands = [line.split("would run: ")[1] for line in shown if "would run: gcloud" in line]
+    assert commands
+    for command in commands:
+        answer = subprocess.run(
+            ["gcloud", "meta", "lint-gcloud-commands", f"--command-string={command}"],
+            capture_output=True,
+            text=True,
+            env={"PATH": os.environ["PATH"], "CLOUDSDK_CONFIG": str(stage.folder / "nobody")},
+        )
+        assert [result["error_message"] for result in json.loads(answer.stdout)] == [None]
