@@ -29,7 +29,7 @@ fail() {
 
 # usage: the comment at the top of the script, from its third line to its first line of code.
 usage() {
-  awk 'NR > 2 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0" >&2
+  awk 'NR > 2 { if (!/^#( |$)/) exit; sub(/^# ?/, ""); print }' "$0" >&2
   exit 2
 }
 

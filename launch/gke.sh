@@ -24,7 +24,7 @@ kube() {
 yaml_list() {
   local word line=""
   for word in "$@"; do
-    [[ ! $word =~ [[:cntrl:]] ]] || fail "a training argument holds a line break or a control character" 2
+    [[ ! $word =~ [[:cntrl:]] ]] || fail "a training argument holds a line break or the like" 2
     word=${word//\\/\\\\}
     line+="${line:+, }\"${word//\"/\\\"}\""
   done
@@ -42,7 +42,8 @@ describe_hosts() {
       fail "COIN_JAX_TOPOLOGY=$COIN_JAX_TOPOLOGY: chips along each axis, for example 4x4 or 2x2x4" 2
     local chips=$((${COIN_JAX_TOPOLOGY//x/*}))
     ((COIN_JAX_CHIPS_PER_HOST > 0 && chips % COIN_JAX_CHIPS_PER_HOST == 0)) ||
-      fail "$chips chips ($COIN_JAX_TOPOLOGY) cannot be shared out by COIN_JAX_CHIPS_PER_HOST=$COIN_JAX_CHIPS_PER_HOST" 2
+      fail "$chips chips ($COIN_JAX_TOPOLOGY) cannot be shared out by \
+COIN_JAX_CHIPS_PER_HOST=$COIN_JAX_CHIPS_PER_HOST" 2
     hosts=$((chips / COIN_JAX_CHIPS_PER_HOST))
     selector="cloud.google.com/gke-tpu-accelerator: $COIN_JAX_GKE_ACCELERATOR"
     selector+=", cloud.google.com/gke-tpu-topology: $COIN_JAX_TOPOLOGY"
@@ -54,7 +55,8 @@ describe_hosts() {
     selector="cloud.google.com/gke-accelerator: $COIN_JAX_GKE_ACCELERATOR"
     devices="{nvidia.com/gpu: $COIN_JAX_GPUS_PER_NODE}"
     # JobSet gives every pod this stable name; the index is the pod's within its job.
-    coordinator="[{name: COIN_JAX_COORDINATOR, value: \"$COIN_JAX_NAME-workers-0-0.$COIN_JAX_NAME:8476\"}"
+    coordinator="[{name: COIN_JAX_COORDINATOR, value: "
+    coordinator+="\"$COIN_JAX_NAME-workers-0-0.$COIN_JAX_NAME:8476\"}"
     coordinator+=", {name: COIN_JAX_PROCESSES, value: \"$hosts\"}"
     coordinator+=", {name: COIN_JAX_PROCESS, valueFrom: {fieldRef: {fieldPath: "
     coordinator+="\"metadata.annotations['batch.kubernetes.io/job-completion-index']\"}}}]"
@@ -98,7 +100,8 @@ wait_for_pod() {
       silences=0
     else
       silences=$((silences + 1))
-      ((silences < 5)) || fail "no answer five times; the JobSet goes on. '$script logs' follows it later"
+      ((silences < 10)) ||
+        fail "no answer ten times; the JobSet goes on. '$script logs' follows it later"
     fi
     case $phase in *Running* | *Succeeded* | *Failed*) return ;; esac
     [[ $phase == "$last_phase" ]] || say "the pod of worker $worker: ${phase:-not made yet}"
@@ -116,8 +119,10 @@ report_end() {
   end=$(kube get jobset "$COIN_JAX_NAME" --output=jsonpath='{.status.terminalState}')
   case $end in
     Completed) say "the training is done" ;;
-    Failed) fail "the JobSet has failed; '$script logs' shows why, '$script delete $COIN_JAX_NAME' removes it" ;;
-    *) say "the pod ended and the JobSet has not: it restarts or was stopped. '$script status' tells" ;;
+    Failed)
+      fail "the JobSet has failed; '$script logs' shows why, '$script delete $COIN_JAX_NAME' removes it"
+      ;;
+    *) say "the pod ended, the JobSet not: it restarts or was stopped. '$script status' tells" ;;
   esac
 }
 

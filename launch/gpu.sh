@@ -28,7 +28,7 @@ case $action in
     command=("$launch_folder/worker.sh" cuda13)
     if [[ -n ${COIN_JAX_IMAGE:-} ]]; then
       need_program docker "https://docs.docker.com/engine/install, with the NVIDIA container toolkit"
-      mkdir -p "$project_folder/runs"
+      act mkdir -p "$project_folder/runs"
       command=(docker run --rm --init --gpus all --ipc=host --name "$COIN_JAX_NAME"
         --stop-timeout "$COIN_JAX_GRACE_SECONDS" --user "$(id -u):$(id -g)"
         --volume "$project_folder/runs:/coin_jax/runs" "$COIN_JAX_IMAGE")

@@ -104,7 +104,10 @@ mount_shared() {
         "${source#gs://}" "$folder"
       ;;
     *:/*)
-      command -v mount.nfs >/dev/null || { sudo apt-get update -q && sudo apt-get install -q -y nfs-common; }
+      if ! command -v mount.nfs >/dev/null; then
+        sudo apt-get update -q
+        sudo apt-get install -q -y nfs-common
+      fi
       sudo mount -t nfs -o hard,timeo=600,lookupcache=positive "$source" "$folder"
       ;;
     *)

@@ -77,8 +77,9 @@ look() {
   last_news=$news
 }
 
-# look_at_job: sets training to none, running, done, stopped, refused (every worker ended with a
-# message of its own, so another try would end the same way) or failed.
+# look_at_job: sets training to none, running, leaving (some workers have ended, the others follow
+# within COIN_JAX_HEARTBEAT_TIMEOUT), done, stopped, refused (every worker ended with a message, so
+# another try would end the same way), failed or silent.
 look_at_job() {
   local command answer
   command="if [ -x coin_jax/launch/machine.sh ]; then coin_jax/launch/machine.sh state $job;"
@@ -91,7 +92,10 @@ look_at_job() {
   answer=$(sed -n 's/.*coin_jax-job \([a-z]*\( [0-9]*\)\{0,1\}\).*/\1/p' <<<"$answer" | sort | uniq -c)
   case $answer in
     '') training=silent ;;
-    *running*) training=running ;;
+    *running*)
+      training=running
+      [[ $answer != *ended* ]] || training=leaving
+      ;;
     *none* | *lost*) training=none ;;
     *stopped*) training=stopped ;;
     *)
@@ -118,7 +122,9 @@ setup() {
 
 start() {
   say "starting the training on every worker"
-  remote all "coin_jax/launch/machine.sh start $job coin_jax/launch/worker.sh tpu $(quoted "${train_arguments[@]}")"
+  local command
+  command="coin_jax/launch/worker.sh tpu $(quoted "${train_arguments[@]}")"
+  remote all "coin_jax/launch/machine.sh start $job $command"
 }
 
 follow_log() { follow remote "$worker" "coin_jax/launch/machine.sh follow $job"; }
@@ -133,7 +139,8 @@ give_up_unless_kept() {
 count_restart() {
   restarts=$((restarts + 1))
   ((restarts <= COIN_JAX_RESTARTS)) ||
-    fail "$1, after $COIN_JAX_RESTARTS restarts. 'logs' shows why; '$script delete $COIN_JAX_NAME' gives the machines back"
+    fail "$1, after $COIN_JAX_RESTARTS restarts. 'logs' shows why; \
+'$script delete $COIN_JAX_NAME' gives the machines back"
   say "$1; restart $restarts of $COIN_JAX_RESTARTS"
 }
 
@@ -146,7 +153,7 @@ make_anew() {
 
 # run: looks, does the next thing, and looks again, until the training is done.
 run() {
-  local restarts=0 silences=0
+  local restarts=0 silences=0 reason
   if [[ -n $dry_run ]]; then
     create
     echo "would wait until $COIN_JAX_NAME is ACTIVE, looking every $COIN_JAX_POLL_SECONDS s"
@@ -162,7 +169,8 @@ run() {
     [[ $machine != ready ]] || look_at_job
     if [[ $machine == silent || $training == silent ]]; then
       silences=$((silences + 1))
-      ((silences < 5)) || fail "no answer five times; the training, if it runs, goes on. Run this again"
+      [[ $silences -lt 10 || -n $keep_name ]] ||
+        fail "no answer ten times; the training, if it runs, goes on. Run this again"
     else
       silences=0
     fi
@@ -174,7 +182,8 @@ run() {
         ;;
       failed:)
         give_up_unless_kept "could not be had"
-        count_restart "$COIN_JAX_NAME could not be had: $(ask queued-resources state.failedData.error.message || true)"
+        reason=$(ask queued-resources state.failedData.error.message || true)
+        count_restart "$COIN_JAX_NAME could not be had: $reason"
         make_anew
         ;;
       ready:none)
@@ -221,7 +230,7 @@ case $action in
     prepare_training
     if [[ -n $keep_name ]]; then
       [[ $keep_name == "$COIN_JAX_NAME" ]] ||
-        fail "--keep $keep_name, but COIN_JAX_NAME is $COIN_JAX_NAME; type out the name that may be deleted" 2
+        fail "--keep $keep_name, but COIN_JAX_NAME is $COIN_JAX_NAME; type out what may be deleted" 2
       [[ -n ${COIN_JAX_SHARED:-} ]] ||
         fail "--keep needs COIN_JAX_SHARED: without it the checkpoints go with the machines" 2
     fi

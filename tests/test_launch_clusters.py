@@ -133,10 +133,10 @@ def test_a_cluster_that_refuses_the_jobset_is_not_followed(stage):
 
 
 def test_a_cluster_that_stays_silent_ends_the_waiting(stage):
-    stage.tell(fail="get\n" * 9)
+    stage.tell(fail="get\n" * 12)
     result = stage("gke.sh", "run", "--env", stage.settings, *TRAINING)
     assert result.returncode == 1
-    assert "no answer five times; the JobSet goes on" in result.stderr
+    assert "no answer ten times; the JobSet goes on" in result.stderr
 
 
 def test_ctrl_c_leaves_the_jobset_running_and_says_so(stage):

@@ -191,10 +191,30 @@ def test_answers_that_fail_now_and_then_are_asked_for_again(stage):
 
 
 def test_a_service_that_stays_silent_ends_the_watching_not_the_training(stage):
-    stage.tell(fail="describe\n" * 9)
+    stage.tell(fail="describe\n" * 12)
     result = run(stage)
     assert result.returncode == 1
-    assert "no answer five times; the training, if it runs, goes on" in result.stderr
+    assert "no answer ten times; the training, if it runs, goes on" in result.stderr
+
+
+def test_keep_outlasts_a_long_silence(stage):
+    stage.tell(fail="describe\n" * 12, workers="1")
+    assert run(stage, "--keep", "pod").returncode == 0
+
+
+def test_it_waits_for_the_workers_that_end_after_the_first(stage):
+    stage.tell(workers="2", **{"trainings.0": "crash\nfinish", "trainings.1": "late\nfinish"})
+    result = run(stage)
+    assert result.returncode == 0, result.stderr
+    assert len(trainings(stage)) == 2
+    assert "restart 1 of 3" in result.stderr
+
+
+def test_a_file_server_is_mounted_as_well(stage):
+    stage.tell(workers="1")
+    assert run(stage, "--shared", "server:/export").returncode == 0
+    assert stage.calls("mount")[-1][-2:] == ["server:/export", f"{stage.folder}/shared"]
+    assert not stage.calls("gcsfuse")
 
 
 def test_slow_answers_change_nothing(stage):

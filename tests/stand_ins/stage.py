@@ -15,7 +15,7 @@ HERE = pathlib.Path(__file__).parent
 PROJECT = HERE.parent.parent
 SENT = ("coin_jax", "configs", "suites", "requirements.txt", "pyproject.toml", "README.md")
 OTHERS = ["docker", "gcsfuse", "nvidia-smi", "python3", "sbatch", "scancel", "scontrol", "sky"]
-OTHERS += ["squeue", "srun", "sudo"]
+OTHERS += ["squeue", "srun", "sudo", "mount", "apt-get", "curl"]
 
 
 class Stage:
