@@ -1,0 +1,505 @@
+"""Several processes, one run: how they find each other, share the data, stop and fail together.
+
+JAX runs the same program in every process; what is said here is who is there, what only one of
+them does, and that none of them is left waiting for another that is gone.
+
+    plain       one process, unless the environment says that there are others
+    explicit    COIN_JAX_COORDINATOR=host:port COIN_JAX_PROCESSES=4 COIN_JAX_PROCESS=0..3
+    SLURM       started by srun with more than one task: one process a GPU
+    TPU VM      every worker of the slice (or slices) runs the same command
+
+COIN_JAX_PROCESSES=1 makes any of them a plain process. COIN_JAX_START_TIMEOUT (300) is how many
+seconds the processes wait for each other at the start, COIN_JAX_HEARTBEAT_TIMEOUT (100) how many
+later, before one that is not heard of counts as dead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import pathlib
+import re
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from coin_jax.config import ConfigError
+from coin_jax.parallel.mesh import AXES
+from coin_jax.parallel.sharding import (
+    PAIR_FIELDS,
+    batch_shard_count,
+    batch_shardings,
+    replicated,
+)
+
+EXPLICIT = ("COIN_JAX_COORDINATOR", "COIN_JAX_PROCESSES", "COIN_JAX_PROCESS")
+BEATS = 8
+"""Signs of life within a heartbeat timeout."""
+_ENDED, _ALIVE, _LEFT = "coin_jax/ended", "coin_jax/alive", "coin_jax/left"
+
+
+# --- who is there -----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """How the processes of this run find each other; None: JAX asks the cluster itself."""
+
+    method: str | None = None
+    """JAX's name of the kind of cluster, or "deactivate" where all is said here."""
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+
+
+def find_cluster(environment: Mapping[str, str], has_tpu: bool = False) -> Cluster | None:
+    """What `environment` says of other processes; None: this one is alone.
+
+    has_tpu: whether this machine is a TPU VM. Raises ConfigError where it says half.
+    """
+    given = {name: environment[name] for name in EXPLICIT if environment.get(name)}
+    if given == {"COIN_JAX_PROCESSES": "1"}:
+        return None
+    if given:
+        return _explicit(given)
+    tasks = environment.get("SLURM_NTASKS", "1")
+    if tasks.isdecimal() and int(tasks) > 1:
+        needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
+        if missing := [name for name in needed if name not in environment]:
+            raise ConfigError(
+                f"SLURM_NTASKS={tasks}, but {', '.join(missing)} is not set: the process was "
+                "not started by srun. Do that, or set COIN_JAX_PROCESSES=1 for a single process."
+            )
+        return Cluster("slurm")
+    if has_tpu and "tpu" in (environment.get("JAX_PLATFORMS") or "tpu"):
+        hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
+        return Cluster("gketpu" if hosts else "gcetpu")
+    return None
+
+
+def _explicit(given: Mapping[str, str]) -> Cluster:
+    written = ", ".join(f"{name}={value}" for name, value in given.items())
+    if missing := [name for name in EXPLICIT if name not in given]:
+        raise ConfigError(
+            f"{written}: {' and '.join(missing)} must be set as well, or none of the three. "
+            "COIN_JAX_PROCESSES=1 alone means a single process."
+        )
+    host, separator, port = given["COIN_JAX_COORDINATOR"].rpartition(":")
+    if not (separator and host and port.isdecimal() and 0 < int(port) < 65536):
+        raise ConfigError(
+            f"{written}: COIN_JAX_COORDINATOR must be host:port, an address of the machine of "
+            "process 0 and a port that is free there"
+        )
+    count, number = given["COIN_JAX_PROCESSES"], given["COIN_JAX_PROCESS"]
+    if not (count.isdecimal() and number.isdecimal() and int(number) < int(count)):
+        raise ConfigError(
+            f"{written}: COIN_JAX_PROCESSES must be a number of processes, and COIN_JAX_PROCESS "
+            "one of 0, 1, .. below it"
+        )
+    if int(count) == 1:
+        return None
+    return Cluster("deactivate", given["COIN_JAX_COORDINATOR"], int(count), int(number))
+
+
+def seconds(environment: Mapping[str, str], name: str, default: int) -> int:
+    """A whole number of seconds from the environment. Raises ConfigError."""
+    text = environment.get(name) or str(default)
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"{name}={text}: must be a whole number of seconds, at least 1")
+    return int(text)
+
+
+def initialize(environment: Mapping[str, str] = os.environ) -> None:
+    """Joins the other processes of this run, if there are any. Before anything uses a device.
+
+    Raises ConfigError where the environment is half set or the others cannot be found.
+    """
+    start = seconds(environment, "COIN_JAX_START_TIMEOUT", 300)
+    silence = seconds(environment, "COIN_JAX_HEARTBEAT_TIMEOUT", 100)
+    if jax.distributed.is_initialized():
+        return
+    from jax._src.cloud_tpu_init import running_in_cloud_tpu_vm
+
+    cluster = find_cluster(environment, running_in_cloud_tpu_vm)
+    if cluster is None:
+        return
+    # Its own SIGTERM handler would take the place of the loop's, and stops at no common step.
+    jax.config.update("jax_enable_preemption_service", False)
+    # Two programs that both talk to other processes must run in the same order in all of them.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    with _ends_after(start, _not_found(cluster, start)):
+        try:
+            jax.distributed.initialize(
+                cluster.coordinator,
+                cluster.processes,
+                cluster.process,
+                cluster_detection_method=cluster.method,
+                # Where JAX itself runs out of patience it aborts, without a word for people.
+                initialization_timeout=2 * start + 60,
+                heartbeat_timeout_seconds=3 * silence,
+            )
+            count = jax.process_count()
+        except Exception as error:
+            raise ConfigError(
+                f"the processes of this run cannot find each other ({cluster.method}): {error}\n"
+                f"Set {', '.join(EXPLICIT)} to say where they are, or COIN_JAX_PROCESSES=1 for a "
+                "single process."
+            ) from error
+    if count > 1:
+        global _watch
+        _watch = _Watch(silence)
+        _watch.start()
+
+
+def _not_found(cluster: Cluster, timeout: int) -> str:
+    if cluster.coordinator is None:
+        return (
+            f"The other processes ({cluster.method}) were not found within {timeout} s. Every "
+            "worker has to run the same command; COIN_JAX_START_TIMEOUT sets the time."
+        )
+    if cluster.process:
+        return (
+            f"Process {cluster.process} of {cluster.processes} found no coordinator at "
+            f"{cluster.coordinator} within {timeout} s, or not all processes came there. Process 0 "
+            "runs it: is it started, is COIN_JAX_COORDINATOR its address, is the port open?"
+        )
+    return (
+        f"Process 0 waited {timeout} s at {cluster.coordinator} for the other "
+        f"{cluster.processes - 1}, and not all of them came. Each needs the same "
+        "COIN_JAX_COORDINATOR and COIN_JAX_PROCESSES and a COIN_JAX_PROCESS of its own."
+    )
+
+
+@contextlib.contextmanager
+def _ends_after(timeout: int, sentence: str) -> Iterator[None]:
+    """Ends the process with `sentence` where what is within, in native code, takes too long."""
+    timer = threading.Timer(timeout, lambda: (os.write(2, f"{sentence}\n".encode()), os._exit(1)))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes what is for people."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def main_first(name: str) -> Iterator[None]:
+    """Process 0 does what is within before the others: they find the files that it made."""
+    if not is_main():
+        barrier(name)
+    yield
+    if is_main():
+        barrier(name)
+
+
+def check_shared(folder: pathlib.Path) -> None:
+    """Raises ConfigError where the processes do not see one and the same `folder`."""
+    if jax.process_count() == 1:
+        return
+    number = int(multihost_utils.broadcast_one_to_all(np.int32(os.getpid())))
+    probe = folder / ".shared"
+    if is_main():
+        probe.write_text(str(number))
+    barrier("probe written")
+    with contextlib.suppress(OSError):
+        if probe.read_text() == str(number):
+            number = 0
+    if number:
+        raise ConfigError(
+            f"output: process {jax.process_index()} ({socket.gethostname()}) does not see in "
+            f"{folder} what process 0 wrote there. All processes need one folder: mount a shared "
+            "one and name it with --output."
+        )
+    barrier("probe read")
+    if is_main():
+        probe.unlink()
+
+
+# --- how they end -----------------------------------------------------------------------------
+
+
+class Agreement:
+    """One process's wish to stop becomes the decision of all, at the same step."""
+
+    def __init__(self, mesh: Mesh):
+        self._mesh, self._pending = mesh, None
+        self._alone = jax.process_count() == 1
+        self._highest = jax.jit(lambda wishes: wishes.max(), out_shardings=replicated(mesh))
+
+    def __call__(self, wish: int) -> int:
+        """The signal that the processes stop for, or 0; every process calls this at every step.
+
+        Of several processes the answer is that to the call before: it is there without waiting for
+        the step that the devices are at.
+        """
+        if self._alone:
+            return wish
+        before, self._pending = self._pending, self._highest(_one_a_device(self._mesh, wish))
+        return 0 if before is None else int(before)
+
+
+def _one_a_device(mesh: Mesh, value: Any) -> jax.Array:
+    """int32 [devices, ..], in the order of the mesh, with this process's value on each of its."""
+    value = np.asarray(value, np.int32)[None]
+    sharding = NamedSharding(mesh, PartitionSpec(AXES))
+    shape = (mesh.size, *value.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, lambda index: value)
+
+
+@contextlib.contextmanager
+def together(describe: Callable[[BaseException], str | None]) -> Iterator[None]:
+    """An error within ends every process, this one at once: what it would close in order waits for
+    processes that wait for it. A single process has its error raised as ever.
+
+    describe: what people read of an error; None: its traceback.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        if isinstance(error, jax.errors.JaxRuntimeError) or _XLA_STATUS.match(str(error)):
+            time.sleep(1)  # if it is another's fault, that one is heard of now
+            leave(
+                f"{str(error).splitlines()[0]}\nOf several processes this mostly means that "
+                f"another is gone: its own output says why. {_REMEDY}"
+            )
+        leave(describe(error) or traceback.format_exc())
+
+
+def leave(message: str) -> NoReturn:
+    """Ends this process, one of several, with `message`; the others are told, and end with it."""
+    sentence = f"process {jax.process_index()} ({socket.gethostname()}) ended: {message}"
+    client = _client()
+    if _watch is not None:
+        _watch.finishing.set()  # it has nothing to tell of this process
+    with contextlib.suppress(Exception):  # another was first, or the coordinator is gone
+        client.key_value_set(_ENDED, sentence)
+    _end(message)
+
+
+def _end(sentence: str) -> NoReturn:
+    """Ends the process with `sentence`, from any thread, whatever its others wait for.
+
+    Process 0 is the coordinator: where it goes first, JAX aborts the others.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.write(2, f"{sentence}\n".encode())
+    if (client := _client()) is not None:
+        deadline = time.monotonic() + 3
+        with contextlib.suppress(Exception):
+            client.key_value_set(f"{_LEFT}/{jax.process_index()}", "", allow_overwrite=True)
+            while is_main() and time.monotonic() < deadline:
+                if len(client.key_value_dir_get(_LEFT)) == jax.process_count():
+                    time.sleep(0.5)  # their last step out
+                    break
+                time.sleep(0.05)
+    os._exit(1)
+
+
+def _client() -> Any:
+    from jax._src import distributed  # its key-value store has no public name
+
+    return distributed.global_state.client
+
+
+class _Watch:
+    """Ends this process with a sentence when another one has ended or is not heard of.
+
+    Every process leaves signs of life with the coordinator, which is process 0 and counts them.
+    JAX watches too, with three times the patience, and aborts without a word for people.
+    """
+
+    def __init__(self, silence: int):
+        self._silence, self._beat = silence, silence / BEATS
+        self._client, self._main = _client(), is_main()
+        self._me = jax.process_index()
+        self.finishing = threading.Event()
+        self._threads = [
+            threading.Thread(target=work, name="watch", daemon=True)
+            for work in (self._listen, self._live)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def finish(self) -> None:
+        """A thread that waits in native code when Python ends would abort the process."""
+        self.finishing.set()
+        if self._main:
+            self._client.key_value_set(_ENDED, "")
+        for thread in self._threads:
+            thread.join()
+
+    def _listen(self) -> None:
+        while not self.finishing.is_set():
+            try:
+                said = self._client.blocking_key_value_get(_ENDED, 3_600_000)
+            except Exception as error:
+                if "DEADLINE_EXCEEDED" in str(error):
+                    continue
+                said = "the coordinator, process 0, is gone; its own output says why"
+            if not said or self.finishing.is_set():
+                return
+            _end(f"This process stops, because {said}\n{_REMEDY}")
+
+    def _live(self) -> None:
+        seen: dict[str, tuple[str, int]] = {}
+        for beat in range(sys.maxsize):
+            if self.finishing.wait(self._beat):
+                return
+            with contextlib.suppress(Exception):  # the other thread hears of a lost coordinator
+                self._client.key_value_set(f"{_ALIVE}/{self._me}", str(beat), allow_overwrite=True)
+                if self._main:
+                    self._judge(seen)
+
+    def _judge(self, seen: dict[str, tuple[str, int]]) -> None:
+        """Counts looks and not seconds: after a pause of its own nobody else is late."""
+        for name, sign in self._client.key_value_dir_get(_ALIVE):
+            last, unchanged = seen.get(name, ("", 0))
+            unchanged = 0 if sign != last else unchanged + 1
+            seen[name] = sign, unchanged
+            if unchanged >= BEATS:
+                number = name.rsplit("/", 1)[-1]
+                said = f"process {number} has not been heard of for {self._silence} s"
+                with contextlib.suppress(Exception):
+                    self._client.key_value_set(_ENDED, said)
+
+
+_XLA_STATUS = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
+_REMEDY = "What was saved before is whole; the same command goes on from there."
+_watch: _Watch | None = None
+
+
+def finish() -> None:
+    """At the end of a run, in every process: from here on it is no fault that others are gone."""
+    global _watch
+    if _watch is not None:
+        barrier("the end")
+        _watch.finish()
+        _watch = None
+
+
+# --- how they share the data ------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The part of each global batch that this process reads, and how the parts become one batch.
+
+    Processes that hold the same rows (where `tensor` spans them) read the same part.
+    """
+
+    mesh: Mesh
+    index: int
+    """Of the part."""
+    count: int
+    """Parts there are."""
+    blocks: tuple[int, ...]
+    """The part's rows on the mesh, in units of a device's rows."""
+    readers: tuple[int, ...]
+    """For each part, a process that reads it."""
+
+    @classmethod
+    def of(cls, mesh: Mesh) -> Share:
+        """Raises ConfigError where the rows of two processes overlap without being the same."""
+        rows = batch_shardings(mesh, ["encoder_tokens"])["encoder_tokens"]
+        held: dict[int, set[int]] = {}
+        for device, (part,) in rows.devices_indices_map((batch_shard_count(mesh),)).items():
+            held.setdefault(device.process_index, set()).add(part.start or 0)
+        parts = sorted({tuple(sorted(blocks)) for blocks in held.values()})
+        flat = [block for part in parts for block in part]
+        if len(flat) != len(set(flat)) or len({len(part) for part in parts}) > 1:
+            raise ConfigError(
+                f"mesh {dict(mesh.shape)} cuts the batch across the {len(held)} processes so that "
+                "some share a part of their rows: let mesh.tensor divide a process's "
+                f"{jax.local_device_count()} devices, or be a multiple of them"
+            )
+        mine = tuple(sorted(held[jax.process_index()]))
+        readers = tuple(
+            min(process for process, blocks in held.items() if tuple(sorted(blocks)) == part)
+            for part in parts
+        )
+        return cls(mesh, parts.index(mine), len(parts), mine, readers)
+
+    def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Global arrays from each process's part: rows where they belong, pair tables everywhere.
+
+        Every process calls this together.
+        """
+        shardings = batch_shardings(self.mesh)
+        if jax.process_count() == 1:
+            return {name: jax.device_put(array, shardings[name]) for name, array in batch.items()}
+        rows = len(batch["encoder_tokens"])
+        placed = {
+            name: jax.make_array_from_process_local_data(
+                shardings[name], array, (rows * self.count, *array.shape[1:])
+            )
+            for name, array in batch.items()
+            if name not in PAIR_FIELDS
+        }
+        columns = [
+            self._on_the_mesh(batch["pair_members"], rows),
+            batch["pair_sets"][:, None],
+            batch["pair_contents"][:, None],
+        ]
+        tables = self._join(_one_a_device(self.mesh, np.concatenate(columns, axis=1)))
+        return placed | dict(zip(PAIR_FIELDS, tables, strict=True))
+
+    def gather(self, array: np.ndarray) -> np.ndarray:
+        """[parts, ..]: an array of 32 bits of each part. Every process calls this together."""
+        gathered = multihost_utils.process_allgather(array) if jax.process_count() > 1 else [array]
+        return np.asarray([gathered[process] for process in self.readers])
+
+    def total(self, statistics: Mapping[str, float]) -> dict[str, float]:
+        """Of all parts: a pipeline's counts are summed, its shares of padding averaged."""
+        values = np.fromiter(statistics.values(), np.float32)
+        sums = dict(zip(statistics, self.gather(values).sum(axis=0).tolist(), strict=True))
+        counted = ("sets", "pairs", "sequences", "cut", "encoder_tokens", "decoder_tokens")
+        return {n: int(s) if n in counted else s / self.count for n, s in sums.items()}
+
+    def _on_the_mesh(self, members_Px2: np.ndarray, rows: int) -> np.ndarray:
+        """The slots of pairs, counted where their rows are on the mesh: a part's rows need not be
+        neighbours there, as on a slice whose hosts are squares of chips."""
+        segments = 2 * len(members_Px2) // rows
+        local = members_Px2 - self.index * rows * segments
+        block = rows // len(self.blocks)
+        places = (np.asarray(self.blocks)[:, None] * block + np.arange(block)).reshape(-1)
+        moved = places[local // segments % rows] * segments + local % segments
+        return np.where(members_Px2 < 0, members_Px2, moved)
+
+    @functools.cached_property
+    def _join(self) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
+        """[devices, P, 4] -> the pair tables of all parts, on every device."""
+        processes = [device.process_index for device in self.mesh.devices.flat]
+        firsts = np.array([processes.index(reader) for reader in self.readers])
+
+        def join(stacked: jax.Array) -> tuple[jax.Array, ...]:
+            table = stacked[firsts].reshape(-1, 4)
+            return table[:, :2], table[:, 2], table[:, 3]
+
+        return jax.jit(join, out_shardings=replicated(self.mesh))
