@@ -5,6 +5,10 @@ settings where another program asks for it. The command line
 `--config configs/flan_t5.py:base --training.steps 1000` loads the file, passes it `base`, and lays
 the rest over it. The resolved config is written as JSON into the run directory and into every
 checkpoint.
+
+A Python config is code and is run with all that the user may do. The JSON of a run is data: nothing
+in it is executed, wherever it comes from. A folder stands for its config.json, so `--config` of a
+downloaded run never runs a file of it.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import importlib.util
 import inspect
 import itertools
 import json
+import math
 import pathlib
 import types
 import typing
@@ -27,21 +32,32 @@ import tyro
 
 from coin_jax.config import Config, ConfigError, TokenizerConfig, validate
 from coin_jax.type_errors import readable_faults
+from coin_jax.untrusted import (
+    MOST_FAULTS,
+    UntrustedError,
+    has_user,
+    parse_json,
+    printable,
+    read_bytes,
+)
 
+LARGEST_CONFIG = 1 << 20
+"""Bytes of a config.json: a run's has 3,000, and long lists of files are patterns."""
 Schema = typing.TypeVar("Schema")
 
 
 def load(arguments: Sequence[str], program: str = "python -m coin_jax.train") -> Config:
     """The config that a command line asks for: `--config FILE[:ARGUMENT] [--field value ...]`.
 
-    FILE is a Python config file, or the config.json of an earlier run, which executes nothing.
+    FILE is a Python config file, or an earlier run's folder or its config.json, of which nothing is
+    executed.
     Raises ConfigError on a file that cannot be used or a value that cannot be run; an unknown
     field ends the program through tyro, which names the nearest ones.
     """
     file, rest = config_argument(arguments)
     base = load_file(file) if file else Config(tokenizer=TokenizerConfig(kind="bytes"))
     description = (
-        "--config FILE[:ARGUMENT] comes first: a config file, or an earlier run's config.json. "
+        "--config FILE[:ARGUMENT] comes first: a config file, or an earlier run's folder. "
         "Every field can be set over it:"
     )
     return validate(overlay(base, rest, program, description))
@@ -62,10 +78,30 @@ def config_argument(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def overlay(base: Schema, arguments: Sequence[str], program: str, description: str) -> Schema:
-    """`base`, a dataclass, with the fields replaced that the arguments name."""
+    """`base`, a dataclass, with the fields replaced that the arguments name.
+
+    Raises: ConfigError for an address with a password, since configs are saved and shared.
+    """
     for schema in type(base).__mro__[:-1]:
         _describe_fields(schema)
-    return tyro.cli(type(base), default=base, args=arguments, prog=program, description=description)
+    config = tyro.cli(
+        type(base), default=base, args=arguments, prog=program, description=description
+    )
+    _refuse_passwords(dataclasses.asdict(config))
+    return config
+
+
+def _refuse_passwords(value: Any, path: str = "") -> None:
+    if isinstance(value, str) and has_user(value):
+        raise ConfigError(
+            f"{path} holds an address with a user or password in it, and every run and data set "
+            "keeps its config; leave them out, and put the password where the service's own "
+            "programs look for it (an environment variable, ~/.netrc)"
+        )
+    inner = value.items() if isinstance(value, dict) else ()
+    inner = enumerate(value) if isinstance(value, list | tuple) else inner
+    for name, entry in inner:
+        _refuse_passwords(entry, f"{path}.{name}" if path else str(name))
 
 
 def _describe_fields(schema: type) -> None:
@@ -85,12 +121,15 @@ def _describe_fields(schema: type) -> None:
 
 
 def load_file(name: str, schema: type[Schema] = Config) -> Schema:
-    """Runs the Python config file `name[:argument]`, or reads the JSON config `name`.
+    """Runs the Python config file `name[:argument]`, or reads the JSON config `name`, which may be
+    a run's folder.
 
     Raises: ConfigError where it cannot be used, or gives anything but a `schema`.
     """
     path, separator, argument = name.partition(".py:")
     path = pathlib.Path(path + ".py" if separator else name)
+    if path.is_dir() and not separator:
+        path /= "config.json"
     if not path.is_file():
         nearby = sorted(str(other) for other in path.parent.glob("*.py")) if path.parent else []
         raise ConfigError(
@@ -98,7 +137,13 @@ def load_file(name: str, schema: type[Schema] = Config) -> Schema:
             + (f"; this folder has {', '.join(nearby)}" if nearby else "")
         )
     if path.suffix == ".json":
-        return from_json(path.read_text(), str(path), schema)
+        try:
+            text = read_bytes(path, LARGEST_CONFIG)
+        except (OSError, UntrustedError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}") from None
+        return from_json(text, str(path), schema)
+    if path.suffix != ".py":  # Python's importer would also run compiled code
+        raise ConfigError(f"{path}: a config is a .py file, a run's folder or its config.json")
     specification = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     module = importlib.util.module_from_spec(specification)
     try:
@@ -126,17 +171,19 @@ def to_json(config: object) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
-def from_json(text: str, where: str = "config", schema: type[Schema] = Config) -> Schema:
+def from_json(text: str | bytes, where: str = "config", schema: type[Schema] = Config) -> Schema:
     """The config that `to_json` wrote. Raises ConfigError naming unknown or ill-typed fields."""
     try:
-        _check_keys(json.loads(text), schema, where)
+        values = parse_json(text)
+        _check_keys(values, schema, where)
         return pydantic.TypeAdapter(schema).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
-        raise ConfigError(
-            "\n".join(f"{where}: {path}: {reason}" for path, reason in readable_faults(error))
-        ) from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{where} is not JSON: {error}") from error
+        if error.error_count() > MOST_FAULTS:
+            raise ConfigError(f"{where}: {error.error_count()} values do not fit") from None
+        faults = (f"{where}: {path}: {reason}" for path, reason in readable_faults(error))
+        raise ConfigError(printable("\n".join(faults))) from error
+    except (UntrustedError, RecursionError) as error:
+        raise ConfigError(f"{where} is {printable(str(error))}") from error
 
 
 def _check_keys(values: Any, schema: type, where: str, path: str = "") -> None:
@@ -146,9 +193,12 @@ def _check_keys(values: Any, schema: type, where: str, path: str = "") -> None:
     types_of = typing.get_type_hints(schema)
     for key, value in values.items():
         if key not in types_of:
+            key = printable(key)
             near = difflib.get_close_matches(key, types_of, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"fields: {', '.join(types_of)}"
             raise ConfigError(f"{where}: unknown field '{path}{key}'; {hint}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where}: {path}{key} is larger than any number")
         if dataclasses.is_dataclass(types_of[key]):
             _check_keys(value, types_of[key], where, f"{path}{key}.")
         elements = [

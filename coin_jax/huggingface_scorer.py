@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
+import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from coin_jax.data.templates import Prompt
 from coin_jax.data.tokenizer import encode_prompts
+from coin_jax.untrusted import model_folder
 
 _BEFORE_ANSWER = ":"
 """What an answer is tokenised after, so that its first token is that of a word in a text."""
@@ -65,8 +67,12 @@ class HuggingFaceScorer:
     ) -> HuggingFaceScorer:
         """Loads a folder or name of the hub, onto the GPU where there is one.
 
+        Only safetensors are read and only what `HUB_PATTERNS` names is fetched: neither pickles nor
+        code, so a model of a kind that transformers does not know cannot be loaded.
+
         `dtype` as transformers takes it; `auto` is that of the checkpoint. `settings` as for the
-        constructor. Raises ImportError, with what to install, where torch is missing.
+        constructor. Raises ImportError, with what to install, where torch is missing, and
+        ValueError for a checkpoint that asks for somebody's code.
         """
         try:
             import torch
@@ -74,11 +80,19 @@ class HuggingFaceScorer:
             raise ImportError("a Hugging Face model runs in torch: pip install torch") from error
         import transformers
 
-        config = transformers.AutoConfig.from_pretrained(name)
+        folder = model_folder(name)
+        # The adapter's own file says where the model comes from, and that is fetched unseen.
+        if (pathlib.Path(folder) / "adapter_config.json").exists():
+            raise ValueError(f"{name} is an adapter; merge it into its model and save that")
+        safe = {"trust_remote_code": False, "local_files_only": True}
+        config = transformers.AutoConfig.from_pretrained(folder, **safe)
+        if "/" in str(config.to_dict().get("attn_implementation", config._attn_implementation)):
+            raise ValueError(f"{name}: its config.json asks for a kernel of the hub, which is code")
         kinds = (transformers.AutoModelForCausalLM, transformers.AutoModelForSeq2SeqLM)
-        model = kinds[bool(config.is_encoder_decoder)].from_pretrained(name, dtype=dtype)
+        kind = kinds[bool(config.is_encoder_decoder)]
+        model = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, **safe)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **safe)
         return cls(model.to(device), tokenizer, **settings)
 
     # --- what it is asked -----------------------------------------------------------------

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ from coin_jax.model.generation import Generated, GenerationSettings, generate, s
 from coin_jax.model.t5 import T5
 from coin_jax.objective.pooling import pool
 from coin_jax.parallel.sharding import batch_shard_count, batch_shardings, replicated
+from coin_jax.untrusted import UntrustedError, read_json
 
 ANSWER_ROW = 64
 """Answer tokens packed into one decoder row, unless one answer alone is longer. Attention between
@@ -261,7 +261,8 @@ class Predictor:
         if self.mesh is None:
             return jnp.asarray(array)
         rows = batch_shardings(self.mesh, ["encoder_tokens"])["encoder_tokens"]
-        return jax.device_put(array, rows)
+        # Not device_put, which compares the arrays of all processes first.
+        return jax.make_array_from_callback(array.shape, rows, lambda index: array[index])
 
     def _batches(
         self, encoded: list[Sequence[int]], run: Callable[[np.ndarray, Any, Any], Any]
@@ -332,7 +333,9 @@ def _replication(mesh: jax.sharding.Mesh) -> Callable[[Any], Any]:
 def _is_huggingface(folder: pathlib.Path) -> bool:
     """Whether a folder's config.json is one that transformers wrote."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json(folder / "config.json")
+    except (OSError, UntrustedError):
         return False
-    return "model_type" in config or "architectures" in config
+    return isinstance(config, dict) and not config.keys().isdisjoint(
+        ("model_type", "architectures")
+    )

@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import reprlib
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 LONGEST_LINE = 16 << 20
@@ -28,12 +29,41 @@ EXPANSION, EXPANSION_FROM = 200, 64 << 20
 """A compressed file may become this many times as large, beyond the first so many bytes. Text
 shrinks to a third or a tenth, repeated rows to a fiftieth; gzip's own limit is a thousandth, and
 Parquet has none."""
+ROW_BYTES = 64
+MOST_BAD_ROWS = 1_000_000
+"""Rows that cannot be read, of all files, for the others to be taken; an error of each is kept."""
 MOST_FAULTS = 1000
 """Faults of one file that are spelled out; a file of faults would make a larger report of them."""
 LONGEST_MESSAGE = 20_000
 """Characters of an error."""
 LONGEST_NAME = 1000
 """Characters of a task's, field's, condition's or wording's name: tables and paths show them."""
+
+
+TOKENIZER_FILES = (
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+OTHER_TOKENIZER_FILES = (
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+"""Of models that are no T5."""
+HUB_PATTERNS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    *TOKENIZER_FILES,
+    *OTHER_TOKENIZER_FILES,
+)
+"""All that is ever fetched of a model: weights without pickle, and small files without code."""
 
 
 class UntrustedError(ValueError):
@@ -106,16 +136,34 @@ def _constant(name: str) -> None:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 
 
+def model_folder(path_or_name: str | os.PathLike, patterns: Sequence[str] = HUB_PATTERNS) -> str:
+    """The folder of a model or tokenizer: the path itself, or a download of the hub's `patterns`.
+
+    Raises: UntrustedError for what is neither a folder nor OWNER/NAME; the hub's own errors.
+    """
+    folder, name = pathlib.Path(path_or_name).expanduser(), str(path_or_name)
+    if folder.is_dir():
+        return str(folder)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UntrustedError("neither a folder nor a Hugging Face name (owner/model)")
+    import huggingface_hub
+
+    return huggingface_hub.snapshot_download(name, allow_patterns=list(patterns))
+
+
 class Expansion:
-    """Refuses a file that unpacks to far more than it is."""
+    """Refuses a file that unpacks to far more than it is.
+
+    A row counts ROW_BYTES besides its texts, which is less than what Python keeps of an empty one.
+    """
 
     def __init__(self, path: str | os.PathLike):
         self._most = EXPANSION_FROM + EXPANSION * os.stat(path).st_size
         self._bytes = 0
 
-    def add(self, count: int) -> None:
+    def add(self, size: int, rows: int = 1) -> None:
         """Raises: UntrustedError once more than EXPANSION times the file's size was unpacked."""
-        self._bytes += count
+        self._bytes += size + ROW_BYTES * rows
         if self._bytes > self._most:
             raise UntrustedError(
                 f"unpacks to more than {self._most:,} bytes, {EXPANSION} times its size: a "
@@ -162,11 +210,27 @@ def steers_terminal(text: str) -> bool:
     return _STEERING.search(text) is not None
 
 
+def has_user(text: str) -> bool:
+    """Whether a text holds an address with a user, and perhaps a password, before its host."""
+    return _USER.search(text) is not None
+
+
 def without_credentials(text: str) -> str:
     """The text without the user and password of addresses, and without keys."""
     text = _USER.sub("***@", text)
     text = _QUERY.sub(lambda m: f"{m[1]}***" if _SECRET_NAME.search(m[1]) else m[0], text)
     return _TOKEN.sub("***", text)
+
+
+def public(value: Any) -> Any:
+    """A value of dicts, lists and texts, to be written down, without credentials."""
+    if isinstance(value, str):
+        return without_credentials(value)
+    if isinstance(value, Mapping):
+        return {name: public(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [public(inner) for inner in value]
+    return value
 
 
 def printable(text: str) -> str:
@@ -178,10 +242,8 @@ def printable(text: str) -> str:
     return _UNSEEN.sub(lambda m: m[0].encode("unicode_escape").decode("ascii"), text)
 
 
-_REPR = reprlib.Repr()
-_REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 2, 80, 80, 40
-
-
-def shown(value: Any) -> str:
-    """A value of whatever size and depth, for an error."""
-    return _REPR.repr(value)
+def shown(value: Any, most: int = 80) -> str:
+    """A value of whatever size and depth, for an error; of a text `most` characters."""
+    shortened = reprlib.Repr()
+    shortened.maxlevel, shortened.maxstring, shortened.maxother = 2, most, 80
+    return shortened.repr(value)

@@ -426,7 +426,7 @@ def _read_shard(
         few: list[pyarrow.RecordBatch] = []
         held_rows = held_bytes = 0
         for batch in file.iter_batches(min(CHUNK, PARQUET_ROWS), columns=schema.names):
-            expansion.add(batch.nbytes)
+            expansion.add(batch.nbytes, len(batch))
             if few and (held_rows + len(batch) > CHUNK or held_bytes + batch.nbytes > CHUNK_BYTES):
                 yield _joined(few)
                 few, held_rows, held_bytes = [], 0, 0

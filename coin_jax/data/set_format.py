@@ -32,10 +32,10 @@ from coin_jax.untrusted import (
     check_values,
     is_name,
     parse_json,
+    public,
     read_bytes,
     shown,
     steers_terminal,
-    without_credentials,
 )
 
 FORMAT = "coin_jax contrastive set"
@@ -142,18 +142,8 @@ class Manifest:
 def manifest_json(manifest: Manifest) -> str:
     """The text of manifest.json, whose record repeats no password of an address in the config."""
     content = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(manifest)}
-    content["record"] = _public(content["record"])
+    content["record"] = public(content["record"])
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-
-def _public(value: Any) -> Any:
-    if isinstance(value, str):
-        return without_credentials(value)
-    if isinstance(value, Mapping):
-        return {name: _public(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_public(inner) for inner in value]
-    return value
 
 
 def set_hash(tasks: Sequence[InstructionTask], splits: Mapping[str, Split]) -> str:

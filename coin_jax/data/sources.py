@@ -10,12 +10,14 @@ import csv
 import glob
 import gzip
 import pathlib
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from coin_jax.untrusted import (
     LONGEST_LINE,
+    MOST_BAD_ROWS,
     Expansion,
     UntrustedError,
     is_name,
@@ -35,8 +37,8 @@ class DataError(ValueError):
     Data may come from strangers, so what the message repeats of it cannot steer a terminal.
     """
 
-    def __init__(self, message: object = ""):
-        super().__init__(printable(str(message)))
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class TaskRow(NamedTuple):
@@ -68,11 +70,14 @@ def expand_files(patterns: Sequence[str], field: str) -> list[pathlib.Path]:
     files: dict[pathlib.Path, None] = {}
     for pattern in patterns:
         # A name that exists is meant as it stands, even with brackets in it.
-        exists = pathlib.Path(pattern).is_file()
-        found = [pattern] if exists else sorted(glob.glob(pattern, recursive=True))
-        found = [name for name in found if pathlib.Path(name).is_file()]
+        try:
+            exists = pathlib.Path(pattern).is_file()
+            found = [pattern] if exists else sorted(glob.glob(pattern, recursive=True))
+            found = [name for name in found if pathlib.Path(name).is_file()]
+        except (OSError, ValueError, re.error):  # too long, a zero byte, half a letter
+            found = []
         if not found:
-            raise DataError(f"{field}: {pattern!r} matches no file")
+            raise DataError(f"{field}: {shown(pattern, 1000)} matches no file")
         files.update(dict.fromkeys(map(pathlib.Path, found)))
     return list(files)
 
@@ -89,6 +94,8 @@ def collect(
             raise row
         else:
             bad.append(row)
+            if len(bad) > MOST_BAD_ROWS:
+                raise DataError(f"more than {MOST_BAD_ROWS:,} unreadable rows; the first: {bad[0]}")
     return good, bad
 
 
@@ -133,7 +140,7 @@ def attempt(make: Callable[[str, Any], Any], where: str, record: Record | str) -
     try:
         return make(where, record)
     except DataError as error:
-        return error
+        return error.with_traceback(None)  # which would keep the row, and kilobytes, for each
 
 
 def task_row(where: str, record: Mapping[str, Any]) -> TaskRow:

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
 import io
 import itertools
+import math
 import pathlib
 import re
 import string
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from coin_jax.config import TokenizerConfig
 from coin_jax.data.sources import DataError
 from coin_jax.data.templates import Prompt
+from coin_jax.untrusted import (
+    OTHER_TOKENIZER_FILES,
+    TOKENIZER_FILES,
+    UntrustedError,
+    check_values,
+    model_folder,
+    parse_json,
+    read_bytes,
+)
 
 SENTINELS = 100
 """Of T5's vocabulary; they mark masked spans in pretraining."""
@@ -25,6 +36,8 @@ _TRAINING_LINES = 200_000
 """Lines a SentencePiece model is trained on at most; they take seconds."""
 _REMEMBERED_WORDS = 1 << 18
 """Tens of megabytes."""
+MOST_GROWTH = 1000
+"""Times that replacements may lengthen a text; real ones give three letters for one."""
 _TIE = 0.05
 """Log-probability: far above what float32 sums over a text are off by."""
 
@@ -53,25 +66,40 @@ class Tokenizer(Protocol):
 
 
 class HuggingFaceTokenizer:
-    """Any tokenizer of the transformers library; a tokenizer.json needs nothing beside it."""
+    """Any tokenizer of the transformers library; a tokenizer.json needs nothing beside it.
+
+    Code that a tokenizer brings along is never run.
+
+    Raises: DataError for what holds none, or one that makes more of a text than memory can hold.
+    """
 
     def __init__(self, path: str):
         import transformers  # here, because it takes seconds and the other kinds do without
 
         try:
+            _check_sizes(pathlib.Path(path))
             if path.endswith(".json"):
                 # The file alone names no pad and eos token, and saving would forget them.
                 names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
                 self._tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=path, **names)
             else:
-                self._tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+                folder = model_folder(path, (*TOKENIZER_FILES, "config.json"))
+                self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+                    folder, trust_remote_code=False, local_files_only=True
+                )
+            self._fast = getattr(self._tokenizer, "backend_tokenizer", None)
+            if self._fast is not None:
+                self._fast.no_padding()  # either would lengthen or cut every text unasked
+                self._fast.no_truncation()
+                _check_growth(self._fast.normalizer)
+                _check_growth(self._fast.decoder)
         except Exception as error:  # the library raises many kinds for a missing or broken file
             raise DataError(
                 f"tokenizer.path = {path!r}: no tokenizer could be loaded from it (a Hugging Face "
                 f"name, a folder with tokenizer files, or a tokenizer.json): {error}"
             ) from error
-        self._fast = getattr(self._tokenizer, "backend_tokenizer", None)
-        self.vocabulary_size = len(self._tokenizer)
+        highest = max(self._tokenizer.get_vocab().values(), default=0)
+        self.vocabulary_size = max(len(self._tokenizer), highest + 1)
         self.pad_id = self._tokenizer.pad_token_id
         self.eos_id = self._tokenizer.eos_token_id
         if self.pad_id is None or self.eos_id is None:
@@ -91,15 +119,17 @@ class HuggingFaceTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         if self._fast is None:
             return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        return [
-            encoding.ids
-            for encoding in self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
-        ]
+        with _without_panic():
+            return [
+                encoding.ids
+                for encoding in self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
+            ]
 
     def encode(self, text: str) -> list[int]:
         if self._fast is None:
             return self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self._fast.encode(text, add_special_tokens=False).ids
+        with _without_panic():
+            return self._fast.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode(
@@ -116,6 +146,41 @@ class HuggingFaceTokenizer:
 
     def save(self, folder: str | pathlib.Path) -> None:
         self._tokenizer.save_pretrained(str(folder))
+
+
+def _check_sizes(path: pathlib.Path) -> None:
+    """Raises: UntrustedError for a file that is too large, before a library reads it."""
+    names = (*TOKENIZER_FILES, *OTHER_TOKENIZER_FILES)
+    for file in [path] if path.suffix == ".json" else [path / name for name in names]:
+        if file.exists():
+            content = read_bytes(file)
+            if file.suffix == ".json":
+                check_values(content)
+
+
+def _check_growth(step: Any) -> None:
+    """Raises: UntrustedError for replacements that one after the other blow a text up."""
+
+    def growth(entry: Mapping[str, Any]) -> int:
+        steps = entry.get("normalizers") or entry.get("decoders") or ()
+        return math.prod(map(growth, steps)) * max(1, len(entry.get("content") or ""))
+
+    if step is not None and growth(parse_json(step.__getstate__())) > MOST_GROWTH:
+        raise UntrustedError(
+            f"its replacements could make a text more than {MOST_GROWTH} times as long"
+        )
+
+
+@contextlib.contextmanager
+def _without_panic() -> Iterator[None]:
+    """What tokenizers raises where a pattern takes too long is no Exception, and so would pass by
+    everything that handles one."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise DataError(f"the tokenizer fails on a text: {error}") from None
 
 
 class SentencePieceTokenizer:
@@ -166,7 +231,9 @@ class SentencePieceTokenizer:
         path = pathlib.Path(path)
         file = path / MODEL_FILE if path.is_dir() else path
         try:
-            return cls(file.read_bytes(), str(file))
+            return cls(read_bytes(file), str(file))
+        except UntrustedError as error:
+            raise DataError(f"tokenizer.path: {file} is {error}") from None
         except OSError as error:
             raise DataError(f"tokenizer.path: {file} cannot be read: {error.strerror}") from None
         except RuntimeError as error:

@@ -1,6 +1,7 @@
 """Hugging Face T5 checkpoints in and out: config.json, safetensors (single or sharded), tokenizers.
 
-`WEIGHTS` is the whole map. No pickle is ever read.
+`WEIGHTS` is the whole map. No pickle is ever read, no code of a checkpoint is run, and what its
+files claim is checked before memory is given to it.
 
 Two facts about a checkpoint decide how logits are made, and its config.json states them badly:
 
@@ -34,14 +35,15 @@ from safetensors.numpy import save_file
 
 from coin_jax.config import ModelConfig
 from coin_jax.model.t5 import T5, Params
-
-TOKENIZER_FILES = (
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
+from coin_jax.untrusted import (
+    TOKENIZER_FILES,
+    UntrustedError,
+    model_folder,
+    printable,
+    read_json,
+    shown,
 )
+
 MODEL_TYPES = ("t5", "mt5", "umt5")
 SHARD_BYTES = 5_000_000_000
 
@@ -96,8 +98,15 @@ UNUSED = (
 )
 
 
+MOST = 2**31 - 1
+"""Of every size in a config.json: XLA's and safetensors' shapes could be larger, no T5's is."""
+
+
 class CheckpointError(ValueError):
     """Files that cannot be read as a T5: everything that is wrong with them, a line each."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,25 +157,24 @@ def config_from_huggingface(
     else:
         where = pathlib.Path(source)
         where = where / "config.json" if where.is_dir() else where
-        values = json.loads(where.read_text())
+        values = _read_object(where)
     kind = values.get("model_type", "t5")
     activation = values.get("feed_forward_proj", "relu" if kind == "t5" else "gated-gelu")
     faults = []
     if kind not in MODEL_TYPES:
-        faults.append(f"model_type is {kind!r}; supported are {', '.join(MODEL_TYPES)}")
+        faults.append(f"model_type is {shown(kind)}; supported are {', '.join(MODEL_TYPES)}")
     if activation not in ("relu", "gated-gelu", "gated-silu"):
         faults.append(
-            f"feed_forward_proj is {activation!r}; supported are relu, gated-gelu, gated-silu"
+            f"feed_forward_proj is {shown(activation)}; supported are relu, gated-gelu, gated-silu"
         )
     required = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
     faults += [f"{name} is missing" for name in required if values.get(name) is None]
+    faults += _wrong_numbers(values, (*required, *_OPTIONAL, "num_decoder_layers"))
     if faults:
         raise CheckpointError("\n".join([f"{where} cannot be used:", *faults]))
     untied = values.get("tie_word_embeddings") is False
-    scaled = values.get("scale_decoder_outputs", kind != "mt5" and not untied)
-    copied = ("relative_attention_num_buckets", "relative_attention_max_distance")
-    copied += ("layer_norm_epsilon", "pad_token_id", "eos_token_id", "decoder_start_token_id")
-    optional = {name: values[name] for name in copied if values.get(name) is not None}
+    scaled = bool(values.get("scale_decoder_outputs", kind != "mt5" and not untied))
+    optional = {name: values[name] for name in _OPTIONAL if values.get(name) is not None}
     return dataclasses.replace(
         base or ModelConfig(),
         vocabulary_size=values["vocab_size"],
@@ -178,6 +186,42 @@ def config_from_huggingface(
         scale_decoder_outputs=scaled,
         **optional,
     )
+
+
+_OPTIONAL = (
+    "relative_attention_num_buckets",
+    "relative_attention_max_distance",
+    "layer_norm_epsilon",
+    "pad_token_id",
+    "eos_token_id",
+    "decoder_start_token_id",
+)
+
+
+def _wrong_numbers(values: dict[str, Any], names: tuple[str, ...]) -> list[str]:
+    faults = []
+    for name in names:
+        value = values.get(name)
+        kinds = int | float if name == "layer_norm_epsilon" else int
+        least = 0 if name.endswith(("_id", "_epsilon")) else 1
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= MOST
+        ):
+            faults.append(f"{name} is {shown(value)}; allowed: numbers from {least} to {MOST}")
+    return faults
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises CheckpointError."""
+    try:
+        values = read_json(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+    except UntrustedError as error:
+        raise CheckpointError(f"{path}: {error}.") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not {shown(values)}.")
+    return values
 
 
 def config_to_huggingface(config: ModelConfig, carried: dict[str, Any] | None = None) -> dict:
@@ -216,24 +260,16 @@ def find(path_or_name: str | pathlib.Path) -> pathlib.Path:
 
     Raises CheckpointError if it is neither.
     """
-    folder = pathlib.Path(path_or_name).expanduser()
-    if folder.is_dir():
-        return folder
-    name = str(path_or_name)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise CheckpointError(f"{name} is neither a folder nor a Hugging Face name (owner/model).")
-    import huggingface_hub
-
-    patterns = ["*.safetensors", "*.safetensors.index.json", "config.json"]
     try:
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(name, allow_patterns=[*patterns, *TOKENIZER_FILES])
-        )
+        return pathlib.Path(model_folder(path_or_name))
+    except UntrustedError as error:
+        raise CheckpointError(f"{path_or_name} is {error}.") from None
     except Exception as error:  # one of many, of several libraries
+        first_line, *_ = str(error).splitlines() or [""]
         raise CheckpointError(
-            f"{name} is no local folder and could not be had from the Hugging Face hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}). Without a connection, give "
-            "the path of a folder with config.json and model.safetensors."
+            f"{path_or_name} is no local folder and could not be had from the Hugging Face hub "
+            f"({type(error).__name__}: {first_line}). Without a connection, give the path of a "
+            "folder with config.json and model.safetensors."
         ) from error
 
 
@@ -243,7 +279,13 @@ class TensorFiles:
     def __init__(self, folder: pathlib.Path):
         index = folder / "model.safetensors.index.json"
         if index.is_file():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            files_of = _read_object(index).get("weight_map")
+            if not isinstance(files_of, dict) or not all(map(_is_beside, files_of.values())):
+                raise CheckpointError(
+                    f"{index}: weight_map must give each tensor the name of a .safetensors file "
+                    "beside the index."
+                )
+            names = sorted(set(files_of.values()))
             files = [folder / name for name in names]
         else:
             files = [folder / "model.safetensors"]
@@ -256,8 +298,16 @@ class TensorFiles:
                     "transformers and save_pretrained() it, which writes safetensors."
                 )
             raise CheckpointError(message)
-        opened = [safe_open(file, framework="numpy") for file in files]
+        opened = [self._open(file) for file in files]
         self.where = {name: (file, name) for file in opened for name in file.keys()}  # noqa: SIM118
+
+    @staticmethod
+    def _open(file: pathlib.Path) -> Any:
+        # It is a map: safetensors itself refuses a header that claims more than the file holds.
+        try:
+            return safe_open(file, framework="numpy")
+        except Exception as error:  # a kind of its own, OSError or MemoryError
+            raise CheckpointError(f"{file} is not safetensors: {error}.") from None
 
     def shape(self, name: str) -> tuple[int, ...]:
         file, stored_name = self.where[name]
@@ -265,7 +315,19 @@ class TensorFiles:
 
     def __getitem__(self, name: str) -> np.ndarray:
         file, stored_name = self.where[name]
-        return file.get_tensor(stored_name)
+        try:
+            return file.get_tensor(stored_name)
+        except Exception as error:  # a type that numpy lacks; a file that is not whole
+            raise CheckpointError(f"{stored_name} cannot be read: {error}.") from None
+
+
+def _is_beside(name: Any) -> bool:
+    """Whether a name is one of a safetensors file, without a way into other folders."""
+    return (
+        isinstance(name, str)
+        and name.endswith(".safetensors")
+        and not any(mark in name for mark in "/\\\0")
+    )
 
 
 def load(
@@ -280,9 +342,14 @@ def load(
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json.")
     config = config_from_huggingface(folder, base)
-    denied = json.loads((folder / "config.json").read_text()).get("tie_word_embeddings") is False
+    denied = _read_object(folder / "config.json").get("tie_word_embeddings") is False
     tensors = TensorFiles(folder)
     where = tensors.where
+    layers = config.num_layers + config.num_decoder_layers
+    if layers > len(where):  # each has several; the list of what is missing would be endless
+        raise CheckpointError(
+            f"{folder}: config.json says {layers} layers, and the files hold {len(where)} tensors."
+        )
     for copy in EMBEDDING_COPIES:
         if copy in where:
             where.setdefault("shared.weight", where[copy])
@@ -341,7 +408,7 @@ def save(
     carried = {}
     if source is not None and source.is_dir():
         if (source / "config.json").is_file():
-            carried = json.loads((source / "config.json").read_text())
+            carried = _read_object(source / "config.json")
         for name in (*TOKENIZER_FILES, "generation_config.json"):
             if (source / name).is_file() and source.resolve() != folder.resolve():
                 shutil.copyfile(source / name, folder / name)
