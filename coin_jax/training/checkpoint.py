@@ -20,11 +20,10 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
-import errno
+import itertools
 import json
 import logging
 import math
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -37,8 +36,10 @@ from jax.experimental import multihost_utils
 
 from coin_jax.config import CheckpointConfig, Config, ConfigError
 from coin_jax.config_files import from_json
-from coin_jax.training.manifest import fault, flush_folder, write_manifest
+from coin_jax.training.manifest import fault, write_manifest
 from coin_jax.training.state import TrainState
+from coin_jax.training.storage import flush_folder, remedy, why
+from coin_jax.untrusted import EXPANSION, EXPANSION_FROM, read_bytes
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's name for a folder that it has not finished
 _REMOVED = ".removed"
@@ -79,21 +80,26 @@ class Checkpoints:
         self.directory = run_directory / "checkpoints"
         self._config, self._say = config, say
         self._is_primary = jax.process_index() == 0
-        self._whole: set[int] = set()  # of those on disk, what this process has compared or written
+        # Of those on disk, what this process has written or compared.
+        self._whole: set[int] = set()
+        self._damaged: set[int] = set()
         self.latest_step = self._open()
         """Of the newest checkpoint that is whole, or being written."""
+        options = ocp.options.AsyncOptions(
+            # Called on the first process, before the folder gets its name.
+            post_finalization_callback=self._seal,
+            # Orbax waits by the clock of the day, which may be set meanwhile. Alone there is nobody
+            # to wait for.
+            timeout_secs=1200 if jax.process_count() > 1 else 10**9,
+            create_directories_asynchronously=False,
+        )
+        composite = ocp.CompositeOptions(async_options=options)
         self._checkpointer = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(),
-            async_options=ocp.options.AsyncOptions(
-                # Called on the first process, before the folder gets its name.
-                post_finalization_callback=self._seal,
-                # Orbax reads the clock of the day, which may be set while it writes. Alone there is
-                # nobody to wait for.
-                timeout_secs=1200 if jax.process_count() > 1 else 10**9,
-            ),
+            ocp.CompositeCheckpointHandler(composite_options=composite), async_options=options
         )
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future | None = None
+        self._quiet = contextlib.ExitStack()
 
     def _open(self) -> int | None:
         """Clears what a killed run left and returns the newest whole step, on every process."""
@@ -203,13 +209,8 @@ class Checkpoints:
 
     def _ensure_folder(self) -> None:
         """Makes RUN/checkpoints anew where it was deleted; where all of RUN is gone, it raises."""
-        run = self.directory.parent
-        if not run.is_dir():
-            raise CheckpointError(
-                f"{run} is gone: it was deleted or moved, or its disk is no longer there. Nothing "
-                "can be saved. Bring it back, and the same command goes on from its newest "
-                "checkpoint."
-            )
+        if not self.directory.parent.is_dir():
+            raise self._gone()
         if self._is_primary and not self.directory.is_dir():
             self._say(f"{self.directory} was deleted; it is made anew.")
             try:
@@ -229,41 +230,47 @@ class Checkpoints:
                 self._whole.add(step)
                 self._remove_old()
         except Exception as error:
-            if self._is_primary:
-                self._remove_unfinished()
             raise self._not_written(step, before, error) from error
 
     def _remove_old(self) -> None:
-        kept = self._kept()
-        for step in self._steps():
-            if step not in kept:
+        """Removes what is older than `keep_last` whole ones, and not the best.
+
+        What is damaged stays until it is too old: perhaps only the disk cannot be read just now.
+        """
+        newest_first = sorted(self._steps(), reverse=True)
+        whole = (step for step in newest_first if self._is_whole(step))
+        kept = list(itertools.islice(whole, self._config.keep_last))
+        if len(kept) < self._config.keep_last:
+            return
+        best = self._best(newest_first) if self._config.keep_best else set()
+        for step in newest_first:
+            if step < kept[-1] and step not in best:
                 # Out of the way first: a kill while its files go must not leave half of one.
                 place = self.directory / f"{step}{_REMOVED}"
                 (self.directory / str(step)).rename(place)
                 shutil.rmtree(place, ignore_errors=True)
 
-    def _kept(self) -> set[int]:
-        """The newest `keep_last` steps that are whole, and the best one that is."""
-        newest_first = sorted(self._steps(), reverse=True)
-        kept: set[int] = set()
-        for step in newest_first:
-            if len(kept) < self._config.keep_last and self._is_whole(step):
-                kept.add(step)
-        if self._config.keep_best:
-            sign = 1 if self._config.best_is_highest else -1
-            values = {step: self._metric(step) for step in newest_first}
-            # The sort keeps the order of equal ones: the newest of the best.
-            known = [step for step in newest_first if values[step] is not None]
-            best_first = sorted(known, key=lambda step: -sign * values[step])
-            kept |= {next((step for step in best_first if self._is_whole(step)), newest_first[0])}
-        return kept
+    def _best(self, newest_first: list[int]) -> set[int]:
+        """The best step that is whole, the newest of equal ones; and any that would be better."""
+        sign = 1 if self._config.best_is_highest else -1
+        values = {step: self._metric(step) for step in newest_first}
+        known = [step for step in newest_first if values[step] is not None]
+        best: set[int] = set()
+        for step in sorted(known, key=lambda step: -sign * values[step]):  # it is stable
+            best.add(step)
+            if self._is_whole(step):
+                break
+        return best
 
     def _is_whole(self, step: int) -> bool:
         """Reads the content of each checkpoint once; later only whether its files are there."""
-        whole = fault(self.directory / str(step), read=step not in self._whole) is None
-        if whole:
+        reason = fault(self.directory / str(step), read=step not in self._whole)
+        if reason is None:
             self._whole.add(step)
-        return whole
+        elif step not in self._damaged:
+            self._damaged.add(step)
+            self._say(f"Checkpoint {step} is damaged: {reason}. It does not count as one.")
+        return reason is None
 
     def _metric(self, step: int) -> float | None:
         """`best_metric` of a checkpoint; infinitely bad where another one was measured then."""
@@ -275,13 +282,22 @@ class Checkpoints:
         return metrics.get(self._config.best_metric, unknown)
 
     def _not_written(self, step: int, before: int | None, error: Exception) -> CheckpointError:
-        on = "no whole checkpoint is there yet"
-        if before is not None:
+        if not self.directory.parent.is_dir():
+            return self._gone()
+        on = "no whole checkpoint is there"
+        if before is not None and (self.directory / str(before)).is_dir():
             on = f"the same command then goes on from step {before}, whose checkpoint is whole"
-        reason = _reason(error)
+        reason = why(error)
         return CheckpointError(
             f"The checkpoint of step {step} could not be written to {self.directory}: {reason}. "
             f"{remedy(reason)}; {on}."
+        )
+
+    def _gone(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self.directory.parent} is gone: it was deleted or moved, or its disk is no longer "
+            "there. Nothing can be saved. Bring it back, and the same command goes on from its "
+            "newest checkpoint."
         )
 
     def restore(self, abstract_state: TrainState, config: Config) -> Restored:
@@ -306,14 +322,14 @@ class Checkpoints:
             )
         folder = self.directory / str(step)
         # Read one by one, so that nothing depends on a file that the manifest does not cover.
-        with _quiet_orbax(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             try:
                 state = checkpointer.restore(
                     (folder / "state").absolute(), args=ocp.args.StandardRestore(abstract_state)
                 )
             except (OSError, ValueError) as error:  # one without a manifest, or a failing disk
                 raise CheckpointError(
-                    f"{folder}/state cannot be read: {_reason(error)}. Move {folder} away, and "
+                    f"{folder}/state cannot be read: {why(error)}. Move {folder} away, and "
                     "the run goes on from the checkpoint before it."
                 ) from error
         return Restored(state, _read_item(folder, "data"), _read_item(folder, "unlogged"), changed)
@@ -330,6 +346,7 @@ class Checkpoints:
             pending.result()
 
     def __enter__(self) -> Checkpoints:
+        self._quiet.enter_context(_quiet_orbax())
         return self
 
     def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
@@ -340,38 +357,10 @@ class Checkpoints:
                 raise
         finally:
             self._thread.shutdown()
-            with contextlib.suppress(Exception):  # it repeats what `wait` raised
+            with self._quiet, contextlib.suppress(Exception):  # it repeats what `wait` raised
                 self._checkpointer.close()
-
-
-def remedy(reason: str) -> str:
-    """What to do about the message of a failed write."""
-    for cause, cure in _REMEDIES.items():
-        if cause.lower() in reason.lower():
-            return cure
-    return "See that the folder can be written"
-
-
-_REMEDIES = {
-    "no space": "Free some space, or write elsewhere with --output",
-    "quota": "Free some space of your quota, or write elsewhere with --output",
-    "too large": "Raise the limit on the size of a file (ulimit -f)",
-    "read-only": "Mount the disk for writing, or write elsewhere with --output",
-    "permission": "Allow this user to write there, or write elsewhere with --output",
-    "no such file": "Bring the folder back; it was deleted or moved, or its disk is gone",
-}
-
-
-def _reason(error: BaseException) -> str:
-    """The line of an error that says what the system refused.
-
-    TensorStore names the system's message somewhere in a long status.
-    """
-    text = str(error)
-    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT):
-        if os.strerror(code).lower() in text.lower() or getattr(error, "errno", None) == code:
-            return os.strerror(code)
-    return text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
+            if self._is_primary and self.directory.is_dir():
+                self._remove_unfinished()  # so that a full disk has room for a message
 
 
 def _saved_config(folder: pathlib.Path) -> Config:
@@ -385,9 +374,12 @@ def _saved_config(folder: pathlib.Path) -> Config:
 def _read_item(folder: pathlib.Path, name: str) -> dict[str, Any]:
     """A JSON item of a checkpoint. Raises CheckpointError."""
     try:
-        return json.loads((folder / name / "metadata").read_text())
-    except (OSError, ValueError) as error:
+        found = json.loads(read_bytes(folder / name / "metadata"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder}/{name} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{folder}/{name} is not a JSON object.")
+    return found
 
 
 # Fields that decide which arrays a state holds, or what they mean. The others may change between
@@ -456,28 +448,44 @@ def load_parameters(path: str | pathlib.Path) -> tuple[Config, dict[str, Any]]:
             "it: it starts from the newest whole one."
         )
     config = _saved_config(folder)
+    try:
+        with _quiet_orbax():
+            return config, _parameters((folder / "state").absolute())
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever Orbax and TensorStore make of files that are not theirs
+        raise CheckpointError(f"{folder}/state cannot be read: {why(error)}") from error
+
+
+def _parameters(folder: pathlib.Path) -> dict[str, Any]:
+    """The average of the parameters, or themselves. Raises CheckpointError, and what Orbax does."""
     checkpointer = ocp.PyTreeCheckpointer()
-    with _quiet_orbax():
-        tree = checkpointer.metadata((folder / "state").absolute()).item_metadata.tree
+    tree = checkpointer.metadata(folder).item_metadata.tree
     part = "ema" if tree.get("ema") else "params"
+    claimed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if claimed > max(EXPANSION_FROM, EXPANSION * there):
+        raise CheckpointError(
+            f"{folder} says that it holds {claimed:,} bytes of arrays in files of {there:,}."
+        )
     wanted = {part: jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree[part])}
     restored = checkpointer.restore(
-        (folder / "state").absolute(),
+        folder,
         args=ocp.args.PyTreeRestore(
             item=wanted,
             restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
             partial_restore=True,
         ),
     )
-    return config, restored[part]
+    return restored[part]
 
 
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
-    """Without its warning that one item of a checkpoint has no metadata of a whole checkpoint."""
+    """Without its log: what it cannot do it raises as well, and that is told in fewer words."""
     logger = logging.getLogger("absl")
     before = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from coin_jax.config import Config, ConfigError
-from coin_jax.training.manifest import write_whole
+from coin_jax.training.storage import write_whole
 
 
 def check_writers(config: Config) -> None:

@@ -9,6 +9,7 @@ batch is saved, the state is not.
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import functools
 import signal
 import time
@@ -79,6 +80,9 @@ def train(
     Raises RunStoppedError (DivergedError where numbers are not finite), CheckpointError, OSError;
     the last checkpoint is whole by then.
     """
+    # Data in mapped memory that vanishes is no exception but a signal, and else a silent end.
+    if not faulthandler.is_enabled():
+        faulthandler.enable()
     last = config.training.steps
     step = int(state.step)
     pending: tuple[int, dict, dict] | None = None

@@ -12,6 +12,9 @@ import json
 import os
 import pathlib
 
+from coin_jax.training.storage import flush_folder, write_whole
+from coin_jax.untrusted import LONGEST_NAME, printable, read_json
+
 NAME = "manifest.json"
 # Orbax's own notes (what the handlers were, when it was done), which it completes after the
 # manifest is written; nothing is restored from them.
@@ -42,14 +45,14 @@ def fault(folder: pathlib.Path, read: bool = True) -> str | None:
         if not (folder / NAME).exists():
             return None if (folder / "state").is_dir() else "it has no state"
         try:
-            content = json.loads((folder / NAME).read_text())["sha256"]
+            content = read_json(folder / NAME)["sha256"]
             wanted = {str(name): (int(size), str(found)) for name, (size, found) in content.items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return f"{NAME} is not one"
         files = _files(folder)
         for name, (size, _) in wanted.items():
             if name not in files:
-                return f"{name} is missing"
+                return f"{printable(name[:LONGEST_NAME])} is missing"
             if (there := files[name].stat().st_size) != size:
                 return f"{name} has {there:,} of {size:,} bytes"
         if read:
@@ -61,27 +64,6 @@ def fault(folder: pathlib.Path, read: bool = True) -> str | None:
     except OSError as error:  # a sector that cannot be read
         return f"{error.filename or folder} cannot be read: {error.strerror or error}"
     return None
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a crash leaves either the old content or the new one."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def flush_folder(folder: pathlib.Path) -> None:
-    """Has the names in `folder` on the disk, so that they outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some network folders have no such thing
-    finally:
-        os.close(descriptor)
 
 
 def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from coin_jax.training.logging import read_metrics
-from coin_jax.training.manifest import write_whole
+from coin_jax.training.storage import write_whole
 
 
 def save_results(directory: pathlib.Path, accuracy: Any) -> dict[str, pathlib.Path]:
