@@ -56,6 +56,17 @@ def parser() -> argparse.ArgumentParser:
         "--only", action="store_true", help="the config as it is: no table, no largest batch"
     )
     made.add_argument(
+        "--fast",
+        action="store_true",
+        help="stop a TPU's compiler half way, for the config itself too: no estimate of time of "
+        "its own, and a tenth of the waiting",
+    )
+    made.add_argument(
+        "--thorough",
+        action="store_true",
+        help="let it come to its estimate for the table and the batches, too",
+    )
+    made.add_argument(
         "--cache",
         type=pathlib.Path,
         default=pathlib.Path("runs/plans"),
@@ -85,14 +96,14 @@ def run(config: Config, options: argparse.Namespace, console: Console) -> int:
     def arithmetic(one: Config):
         return plan_by_arithmetic(one, topology)
 
-    def compile_one(one: Config):
+    def compile_one(one: Config, to_the_end: bool = options.thorough):
         if not topology.is_compiled:
             return arithmetic(one)
         mesh = f"{one.mesh.data} x {one.mesh.fsdp} x {one.mesh.tensor}"
         with console.status(f"compiling {mesh}, {one.batch.rows} rows, remat {one.model.remat}"):
-            return plan_by_compiling(one, topology, options.cache)
+            return plan_by_compiling(one, topology, options.cache, to_the_end)
 
-    plan = compile_one(config)
+    plan = compile_one(config, not options.fast)
     tables.describe(plan, topology, console)
     if options.only:
         return 0 if plan.fits else 1

@@ -10,12 +10,13 @@ import dataclasses
 
 from coin_jax.config import Config
 from coin_jax.planning.chips import Topology
-from coin_jax.planning.program import Plan, known_before
+from coin_jax.planning.program import (
+    MEMORY_EFFICIENCY,
+    PRODUCT_EFFICIENCY,
+    Plan,
+    known_before,
+)
 
-PRODUCT_EFFICIENCY = 0.88
-"""Of the peak, that the TPU compiler itself expects of an 8192 x 8192 product on v5e."""
-MEMORY_EFFICIENCY = 0.83
-"""Of the published bandwidth, that it expects of a copy there."""
 SCORE_BYTES = {"forward": 12, "backward": 20}
 """Read and written a score: float32 out of the product, through the softmax, bfloat16 after it."""
 
@@ -94,7 +95,7 @@ def plan_by_arithmetic(config: Config, topology: Topology) -> Plan:
         return plan
     return dataclasses.replace(
         plan,
-        compute_seconds=flops / chip.peak_flops / PRODUCT_EFFICIENCY
+        roofline_seconds=flops / chip.peak_flops / PRODUCT_EFFICIENCY
         + traffic / chip.memory_bandwidth / MEMORY_EFFICIENCY,
         collective_seconds=received / topology.link_bandwidth,
         exposed_seconds=(over_tensor + over_data) / topology.link_bandwidth,

@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import math
 import re
+from typing import NamedTuple
 
 BYTES = {
     "pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2,
@@ -24,6 +25,13 @@ COLLECTIVES = (
     "ragged-all-to-all",
     "collective-permute",
 )
+
+FREE = (
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "iota",
+    "conditional", "copy-start", "copy-done", "slice-start", "slice-done", "async-start",
+    "async-done", "partition-id", "after-all", "optimization-barrier",
+)  # fmt: skip
+"""Do nothing, or in the background."""
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
@@ -67,12 +75,23 @@ class Collective:
         return self.bytes * factor * self.times
 
 
+class Work(NamedTuple):
+    """What one instruction does, and how often in a step."""
+
+    times: float
+    flops: float
+    moved: float
+    """Bytes that it reads from and writes to main memory."""
+    source: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Summary:
     """One step of one device."""
 
     cycles: float
     """The compiler's estimate; 0 where it gives none."""
+    work: tuple[Work, ...]
     flops: float
     """Of the matrix products, recomputed ones too."""
     collectives: tuple[Collective, ...]
@@ -146,12 +165,14 @@ def summarize(
     computations, entry = parse(text)
     cycles: collections.Counter[str] = collections.Counter()
     collectives: dict[tuple, Collective] = {}
+    work: list[Work] = []
     products, kept = 0.0, 0
 
     def visit(name: str, times: float, is_fused: bool, is_async: bool) -> None:
         nonlocal products, kept
         computation = computations.get(name, {})
         for instruction in computation.values():
+            before = products
             source = _source(instruction)
             if not is_fused and (
                 found := re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
@@ -179,28 +200,107 @@ def summarize(
             for several, one in _BRANCHES.findall(instruction.attributes):
                 for branch in re.findall(r"[\w.\-]+", several or one):
                     visit(branch, times, inside, apart)
+            if not is_fused and instruction.opcode not in FREE:
+                moved = traffic(instruction, computation, computations)
+                work.append(Work(times, (products - before) / times, moved, source))
 
     visit(entry, 1.0, False, False)
     total = sum(cycles.values())
     slowest = tuple((source, count / total) for source, count in cycles.most_common(12) if total)
     ordered = sorted(collectives.values(), key=lambda one: -one.wire_bytes)
-    return Summary(float(total), products, tuple(ordered), kept, slowest)
+    return Summary(float(total), tuple(work), products, tuple(ordered), kept, slowest)
 
 
-def trip_count(loop: Instruction, condition: dict[str, Instruction], computations: dict) -> int:
-    """How often a loop runs: from the compiler's note, else from `counter < constant`; else 1."""
+def traffic(instruction: Instruction, computation: dict, computations: dict) -> float:
+    """Bytes in main memory that an instruction reads and writes.
+
+    Arrays whose layout names another memory space, `S(1)`, are on the chip. A fusion that slices an
+    operand reads the slice, and one that updates a slice in place writes that slice.
+    """
+    names = re.findall(r"%([\w.\-]+)", instruction.operands)
+    taken = [main_memory(computation[name].shape) if name in computation else 0 for name in names]
+    given = main_memory(instruction.shape)
+    if instruction.opcode in ("dynamic-slice", "slice", "gather"):
+        return 2.0 * given
+    if instruction.opcode == "dynamic-update-slice":
+        return 2.0 * taken[1]
+    called = _CALLED.search(instruction.attributes)
+    if instruction.opcode != "fusion" or not called:
+        return float(given + sum(taken))
+    inside = computations.get(called[1], {})
+    users: dict[str, list[Instruction]] = collections.defaultdict(list)
+    for one in inside.values():
+        for name in re.findall(r"%([\w.\-]+)", one.operands):
+            users[name].append(one)
+    for one in inside.values():
+        if one.opcode == "parameter" and int(one.operands) < len(taken):
+            used, place = users[one.name], int(one.operands)
+            if used and all(user.opcode in ("dynamic-slice", "slice", "gather") for user in used):
+                taken[place] = min(taken[place], sum(whole(user.shape) for user in used))
+            elif any(user.opcode == "dynamic-update-slice" for user in used):
+                taken[place] = 0
+    for one in inside.values():
+        if one.opcode == "dynamic-update-slice":
+            update = re.findall(r"%([\w.\-]+)", one.operands)[1]
+            given -= whole(one.shape) - whole(inside[update].shape) if update in inside else 0
+    return float(max(given, 0) + sum(taken))
+
+
+def main_memory(shape: str) -> int:
+    """Bytes of the arrays of `shape` that no layout puts elsewhere."""
+    return sum(
+        array_bytes(*array)
+        for found in re.finditer(r"[a-z]+[0-9]*\[[0-9,]*\](\{[^}]*\})?", shape)
+        if "S(" not in (found[1] or "")
+        for array in shapes(found[0])
+    )
+
+
+def whole(shape: str) -> int:
+    return sum(array_bytes(*array) for array in shapes(shape))
+
+
+def trip_count(loop: Instruction, condition: dict, computations: dict) -> int:
+    """How often a loop runs: from the compiler's note, else from `counter < constant` and what the
+    body adds to the counter; 1 where it depends on data."""
     if found := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(found[1])
-    inside = list(condition.values())
+    inside = dict(condition)
     for instruction in condition.values():
         for called in _CALLED.findall(instruction.attributes):
-            inside += computations.get(called, {}).values()
-    constants = [
-        int(one.operands)
-        for one in inside
-        if one.opcode == "constant" and one.operands.isdecimal() and one.shape.startswith("s32[]")
+            inside |= computations.get(called, {})
+    limits = [value for one in inside.values() if (value := _constant(one)) is not None]
+    if len(limits) != 1:
+        return 1
+    places = [
+        int(found[1])
+        for one in condition.values()
+        if one.opcode == "get-tuple-element"
+        and (found := re.search(r"index=(\d+)", one.attributes))
     ]
-    return constants[0] if len(constants) == 1 else 1
+    body = computations.get(re.search(r"body=%?([\w.\-]+)", loop.attributes)[1], {})
+    step = _added(list(body.values())[-1], places[0], body) if body and len(places) == 1 else 1
+    return -(-limits[0] // step)
+
+
+def _constant(instruction: Instruction) -> int | None:
+    is_scalar = re.match(r"[su]32\[\]", instruction.shape)
+    if instruction.opcode == "constant" and is_scalar and instruction.operands.isdecimal():
+        return int(instruction.operands)
+    return None
+
+
+def _added(root: Instruction, place: int, body: dict[str, Instruction]) -> int:
+    """What a loop's body adds to the element of its carry at `place`; 1 where that is not plain."""
+    elements = re.findall(r"%([\w.\-]+)", root.operands)
+    found = body.get(elements[place]) if place < len(elements) else None
+    while found is not None and found.opcode in ("copy", "bitcast"):
+        found = body.get(found.operands.lstrip("%"))
+    if found is None or found.opcode != "add":
+        return 1
+    terms = (body.get(name) for name in re.findall(r"%([\w.\-]+)", found.operands))
+    steps = [value for term in terms if term is not None and (value := _constant(term))]
+    return steps[0] if steps else 1
 
 
 def kept_by_loop(loop: Instruction, layers: int, parameters: frozenset[int]) -> int:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import gzip
 import hashlib
 import importlib.metadata
 import json
 import math
+import multiprocessing
 import pathlib
 import re
-import time
-from typing import Any
+import tempfile
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
-from coin_jax.config import Config
+from coin_jax.config import Config, ModelConfig, OptimizerConfig
 from coin_jax.model.t5 import T5
 from coin_jax.objective import make_method
 from coin_jax.parallel.mesh import AXES, make_mesh, resolve
@@ -29,8 +32,10 @@ from coin_jax.training.optimizer import make_optimizer
 from coin_jax.training.state import abstract_state, state_shardings
 from coin_jax.training.step import make_train_step
 
-FORMAT = 1
-"""Of the results on disk; a new one makes the old ones be measured again."""
+PRODUCT_EFFICIENCY = 0.88
+"""Of the peak, that the TPU compiler itself expects of an 8192 x 8192 product on v5e."""
+MEMORY_EFFICIENCY = 0.83
+"""Of the published bandwidth, that it expects of a copy there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +79,9 @@ class Plan:
     program_flops: float = 0.0
     """Of the matrix products that one device really executes."""
     compute_seconds: float = 0.0
+    """By the compiler's cycles; 0 where it gives none or was not let come to them."""
+    roofline_seconds: float = 0.0
+    """Each instruction at its products' or its memory traffic's pace, whichever is slower."""
     collective_seconds: float = 0.0
     exposed_seconds: float = 0.0
     """Part of collective_seconds that nothing is computed in."""
@@ -83,57 +91,136 @@ class Plan:
     slowest: tuple[tuple[str, float], ...] = ()
     problem: str = ""
     """What the compiler said where it does not fit."""
-    compile_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
-        """Collectives that overlap with computing cost nothing until there are too many."""
-        return max(self.compute_seconds + self.exposed_seconds, self.collective_seconds)
+        """As the compiler estimates it, or else the bound."""
+        return self._with_collectives(self.compute_seconds or self.roofline_seconds)
+
+    @property
+    def bound(self) -> float:
+        """The roofline: no step is faster."""
+        return self._with_collectives(self.roofline_seconds)
 
     @property
     def utilization(self) -> float:
         """Model FLOPs a second against the peak; 0 where no time is known."""
-        if not (self.seconds and self.peak_flops):
+        return self._share(self.seconds)
+
+    @property
+    def utilization_bound(self) -> float:
+        return self._share(self.bound)
+
+    def _with_collectives(self, computing: float) -> float:
+        """Collectives that overlap with computing cost nothing until there are too many."""
+        if not computing:
             return 0.0
-        return self.model_flops / self.seconds / self.peak_flops
+        return max(computing + self.exposed_seconds, self.collective_seconds)
+
+    def _share(self, seconds: float) -> float:
+        return self.model_flops / seconds / self.peak_flops if seconds else 0.0
 
 
-def plan_by_compiling(config: Config, topology: Topology, cache: pathlib.Path | None) -> Plan:
+def plan_by_compiling(
+    config: Config, topology: Topology, cache: pathlib.Path | None, to_the_end: bool = True
+) -> Plan:
     """Compiles the step of `config`, or reads from `cache` what an earlier compilation gave.
+
+    to_the_end: with machine code, which takes most of the time and gives the compiler's estimate of
+        cycles. Otherwise a TPU's compiler is stopped once it has planned the memory.
 
     The cache goes by the program itself, as it is before the compiler sees it, and by the versions
     of the compiler: whatever changes the program makes it be compiled anew.
     """
     config = at_this_scale(config, topology)
+    to_the_end = to_the_end or not topology.is_tpu
+    lowered = lower(config, topology)
+    parts = (topology.name, *compiler_versions(topology), lowered.as_text())
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+    name = f"{config.name}-{topology.name.replace(':', '-')}-{digest}"
+    paths = [] if cache is None else [cache / f"{name}.gz", cache / f"{name}.memory.gz"]
+    known = [path for path in (paths[:1] if to_the_end else paths) if path.is_file()]
+    if known:
+        program = Program(*json.loads(gzip.decompress(known[0].read_bytes())))
+    else:
+        program = compiled_to_the_end(lowered) if to_the_end else memory_planned(config, topology)
+        if paths:
+            cache.mkdir(parents=True, exist_ok=True)
+            packed = gzip.compress(json.dumps(program).encode())
+            paths[0 if to_the_end else 1].write_bytes(packed)
+    base = known_before(config, topology)
+    if program.problem:
+        return dataclasses.replace(base, **out_of_memory(program.problem, base))
+    return dataclasses.replace(base, **measured(program, config, topology, base))
+
+
+class Program(NamedTuple):
+    """What a compiler left."""
+
+    text: str
+    memory: float = 0.0
+    """All that a device holds at the fullest moment."""
+    problem: str = ""
+    """The compiler's own words, where the program does not fit."""
+
+
+def lower(config: Config, topology: Topology) -> jax.stages.Lowered:
+    """The step as train.py makes it, for the compiler of `topology`."""
     mesh = make_mesh(config.mesh, topology.devices())
     model = T5(config.model)
     optimizer = make_optimizer(config.optimizer, config.training.steps, model.logical_axes())
     step = make_train_step(model, make_method(config.objective), optimizer, config, mesh)
-    lowered = step.lower(abstract_state(model, optimizer, config), abstract_batch(config))
+    return step.lower(abstract_state(model, optimizer, config), abstract_batch(config))
 
-    path = None
-    if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-        parts = (str(FORMAT), topology.name, *compiler_versions(topology), lowered.as_text())
-        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
-        path = cache / f"{config.name}-{topology.name.replace(':', '-')}-{digest}.json"
-        if path.is_file():
-            return from_json(path.read_text())
 
-    start = time.perf_counter()
-    base = known_before(config, topology)
+def compiled_to_the_end(lowered: jax.stages.Lowered, options: Any = None) -> Program:
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        plan = dataclasses.replace(base, **out_of_memory(str(error), base))
-    else:
-        plan = dataclasses.replace(base, **measured(compiled, config, topology, base))
-    plan = dataclasses.replace(plan, compile_seconds=time.perf_counter() - start)
-    if path is not None:
-        path.write_text(json.dumps(dataclasses.asdict(plan), indent=1))
-    return plan
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return Program("", problem=str(error))
+        raise
+    found = compiled.memory_analysis()
+    memory = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    memory += found.temp_size_in_bytes + found.generated_code_size_in_bytes
+    return Program(compiled.as_text(), float(memory))
+
+
+def memory_planned(config: Config, topology: Topology) -> Program:
+    """What a TPU's compiler writes down half way, when it has scheduled the program.
+
+    It can be stopped with its process alone, so it gets one of its own.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        child = multiprocessing.get_context("spawn").Process(
+            target=_compile_into, args=(config, topology, folder), daemon=True
+        )
+        child.start()
+        try:
+            while child.is_alive() and not _written(folder, "after_buffer_assignment.txt"):
+                child.join(0.5)
+        finally:
+            child.kill()
+            child.join()
+        for problem in _written(folder, "problem"):
+            return Program("", problem=problem.read_text())
+        texts = _written(folder, "after_optimizations.txt")
+        reports = _written(folder, "memory-usage-report.txt")
+        if not (texts and reports):
+            raise RuntimeError(f"The TPU compiler ended without a word (status {child.exitcode}).")
+        found = re.search(r"\(color=0\)\s+Total bytes: (\d+)", reports[0].read_text())
+        return Program(texts[0].read_text(), float(found[1]))
+
+
+def _written(folder: str, ending: str) -> list[pathlib.Path]:
+    return sorted(pathlib.Path(folder).glob(f"*{ending}"))
+
+
+def _compile_into(config: Config, topology: Topology, folder: str) -> None:
+    options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    program = compiled_to_the_end(lower(config, topology), options)
+    if program.problem:
+        (pathlib.Path(folder) / "problem").write_text(program.problem)
 
 
 def at_this_scale(config: Config, topology: Topology) -> Config:
@@ -154,14 +241,28 @@ def abstract_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(sizes, jnp.int32) for name, sizes in shape.items()}
 
 
+@functools.lru_cache
+def described(model: ModelConfig, optimizer: OptimizerConfig, steps: int):
+    """(T5, its optimizer, the state's shapes); they depend on no mesh and no remat policy."""
+    made = T5(model)
+    update = make_optimizer(optimizer, steps, made.logical_axes())
+    config = Config(model=model, optimizer=optimizer)
+    return made, update, abstract_state(made, update, config)
+
+
+def shapes_and_shardings(config: Config, topology: Topology) -> tuple[Any, Any]:
+    """The state's shapes, and where its pieces lie on a mesh that need not be there."""
+    architecture = dataclasses.replace(config.model, remat="none", scan_unroll=0, init_from="")
+    model, optimizer, state = described(architecture, config.optimizer, config.training.steps)
+    mesh = AbstractMesh(
+        resolve(config.mesh, topology.size), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    )
+    return state, state_shardings(model, optimizer, config, mesh)
+
+
 def known_before(config: Config, topology: Topology) -> Plan:
     """What follows from shapes alone: the state's bytes and the work that the model needs."""
-    shape = resolve(config.mesh, topology.size)
-    mesh = AbstractMesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    model = T5(config.model)
-    optimizer = make_optimizer(config.optimizer, config.training.steps, model.logical_axes())
-    state = abstract_state(model, optimizer, config)
-    shardings = state_shardings(model, optimizer, config, mesh)
+    state, shardings = shapes_and_shardings(config, topology)
 
     def held(part: Any, sharding: Any) -> float:
         pieces = jax.tree.map(
@@ -182,7 +283,7 @@ def known_before(config: Config, topology: Topology) -> Plan:
     )
     return Plan(
         topology=topology.name,
-        mesh=shape,
+        mesh=resolve(config.mesh, topology.size),
         rows=batch.rows,
         remat=config.model.remat,
         accumulation_steps=config.optimizer.accumulation_steps,
@@ -201,23 +302,18 @@ def known_before(config: Config, topology: Topology) -> Plan:
     )
 
 
-def measured(compiled: Any, config: Config, topology: Topology, base: Plan) -> dict[str, Any]:
+def measured(program: Program, config: Config, topology: Topology, base: Plan) -> dict[str, Any]:
     """The fields of a plan that a compiled step gives."""
-    statistics = compiled.memory_analysis()
     summary = hlo.summarize(
-        compiled.as_text(), topology.size, config.model.num_layers, stacked_sizes(config, topology)
+        program.text, topology.size, config.model.num_layers, stacked_sizes(config, topology)
     )
-    inside = statistics.temp_size_in_bytes
-    kept = min(summary.kept, inside)
-    rest = inside - kept + statistics.generated_code_size_in_bytes
-    rest += statistics.output_size_in_bytes - statistics.alias_size_in_bytes
-    rest += max(statistics.argument_size_in_bytes - base.parameters - base.optimizer, 0)
-    memory = base.parameters + base.optimizer + kept + rest
+    inside = max(program.memory - base.parameters - base.optimizer, 0.0)
+    kept = min(float(summary.kept), inside)
     return {
-        "fits": memory <= base.limit,
-        "activations": float(kept),
-        "temporaries": float(rest),
-        "memory": float(memory),
+        "fits": program.memory <= base.limit,
+        "activations": kept,
+        "temporaries": inside - kept,
+        "memory": program.memory,
         "program_flops": summary.flops,
         "collectives": grouped(summary.collectives),
         "slowest": summary.slowest,
@@ -229,10 +325,15 @@ def times(summary: hlo.Summary, topology: Topology) -> dict[str, float]:
     if not chip.clock:
         return {}
     rate = topology.link_bandwidth
+    products = chip.peak_flops * PRODUCT_EFFICIENCY
+    memory = chip.memory_bandwidth * MEMORY_EFFICIENCY
     wire = sum(one.wire_bytes for one in summary.collectives)
     exposed = sum(one.wire_bytes for one in summary.collectives if not one.is_async)
     return {
         "compute_seconds": summary.cycles / chip.clock,
+        "roofline_seconds": sum(
+            one.times * max(one.flops / products, one.moved / memory) for one in summary.work
+        ),
         "collective_seconds": wire / rate if rate else 0.0,
         "exposed_seconds": exposed / rate if rate else 0.0,
     }
@@ -240,19 +341,14 @@ def times(summary: hlo.Summary, topology: Topology) -> dict[str, float]:
 
 def stacked_sizes(config: Config, topology: Topology) -> frozenset[int]:
     """Elements of each parameter that has a layer axis: a device's piece, and gathered."""
-    mesh = AbstractMesh(
-        resolve(config.mesh, topology.size), AXES, axis_types=(AxisType.Auto,) * len(AXES)
-    )
-    model = T5(config.model)
-    optimizer = make_optimizer(config.optimizer, config.training.steps, model.logical_axes())
-    shardings = state_shardings(model, optimizer, config, mesh).params
-    sizes = set()
-    for array, where in zip(
-        jax.tree.leaves(model.abstract_parameters()), jax.tree.leaves(shardings), strict=True
-    ):
-        piece = math.prod(where.shard_shape(array.shape))
-        sizes |= {piece * count for count in (1, mesh.shape["fsdp"])}
-    return frozenset(sizes)
+    state, shardings = shapes_and_shardings(config, topology)
+    fsdp = resolve(config.mesh, topology.size)[1]
+    arrays, places = jax.tree.leaves(state.params), jax.tree.leaves(shardings.params)
+    pieces = [
+        math.prod(where.shard_shape(array.shape))
+        for array, where in zip(arrays, places, strict=True)
+    ]
+    return frozenset(piece * count for piece in pieces for count in (1, fsdp))
 
 
 def grouped(collectives: tuple[hlo.Collective, ...]) -> tuple[Collective, ...]:
@@ -290,11 +386,3 @@ def out_of_memory(message: str, base: Plan) -> dict[str, Any]:
 def compiler_versions(topology: Topology) -> list[str]:
     names = ["jax", "jaxlib", *(["libtpu"] if topology.is_tpu else [])]
     return [f"{name} {importlib.metadata.version(name)}" for name in names]
-
-
-def from_json(text: str) -> Plan:
-    fields = json.loads(text)
-    fields["mesh"] = tuple(fields["mesh"])
-    fields["collectives"] = tuple(Collective(**one) for one in fields["collectives"])
-    fields["slowest"] = tuple(tuple(one) for one in fields["slowest"])
-    return Plan(**fields)

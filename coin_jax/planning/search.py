@@ -51,8 +51,8 @@ def with_choice(
 
 def best(plans: list[Plan]) -> Plan | None:
     """Of those that fit, the one that uses the chips best; None where no time is known."""
-    fitting = [plan for plan in plans if plan.fits and plan.utilization]
-    return max(fitting, key=lambda plan: plan.utilization, default=None)
+    fitting = [plan for plan in plans if plan.fits and plan.bound]
+    return max(fitting, key=lambda plan: plan.utilization_bound, default=None)
 
 
 def table(
@@ -63,7 +63,7 @@ def table(
     A candidate that the compiler finds too large gives its place to the next one.
     """
     weighed = [(one, arithmetic(one)) for one in candidates(config, topology)]
-    weighed.sort(key=lambda pair: (pair[1].fits, pair[1].utilization), reverse=True)
+    weighed.sort(key=lambda pair: (pair[1].fits, pair[1].utilization_bound), reverse=True)
     plans = []
     for one, plan in weighed:
         if compiled > 0 and plan.fits:

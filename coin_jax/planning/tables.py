@@ -41,12 +41,10 @@ def describe(plan: Plan, topology: Topology, console: Console) -> None:
             "the program's FLOPs a token": f"{executed / plan.tokens:.3g}",
         }
     if plan.seconds:
-        source = {
-            "compiled": "the compiler's cycles",
-            "arithmetic": "a roofline of products and memory traffic",
-        }[plan.method]
+        if plan.compute_seconds:
+            facts["computing"] = f"{plan.compute_seconds:.4f} s by the compiler's cycles"
         facts |= {
-            "computing": f"{plan.compute_seconds:.4f} s ({source})",
+            "at least": f"{plan.roofline_seconds:.4f} s by products and memory traffic (roofline)",
             "collectives": f"{plan.collective_seconds:.4f} s by their bytes at "
             f"{topology.link_bandwidth / 1e9:.0f} GB/s a device, of which "
             f"{plan.exposed_seconds:.4f} s overlap with nothing",
@@ -98,7 +96,8 @@ def choices_table(plans: Iterable[Plan], marked: Plan | None, heading: str) -> T
 
 
 CHOICE_COLUMNS = (
-    "", "data x fsdp x tensor", "remat", "rows", "GiB", "fits", "step", "utilization", "by",
+    "", "data x fsdp x tensor", "remat", "rows", "GiB", "fits", "step at least",
+    "utilization at most", "estimated", "by",
 )  # fmt: skip
 
 
@@ -110,8 +109,9 @@ def choice_row(plan: Plan) -> list[str]:
         str(plan.rows),
         gib(plan.memory),
         "yes" if plan.fits else "no",
-        f"{plan.seconds:.3f} s" if plan.seconds else "",
-        f"{plan.utilization:.1%}" if plan.seconds else "",
+        f"{plan.bound:.3f} s" if plan.bound else "",
+        f"{plan.utilization_bound:.1%}" if plan.bound else "",
+        f"{plan.utilization:.1%}" if plan.compute_seconds else "",
         plan.method,
     ]
 
