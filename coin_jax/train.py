@@ -6,7 +6,10 @@ anything is compiled.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import pathlib
 import signal
 import sys
 import time
@@ -14,7 +17,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.experimental.multihost_utils import process_allgather
 from rich.console import Console
 
 from coin_jax.config import Config, ConfigError, validate
@@ -36,16 +38,18 @@ from coin_jax.lexicons import choose_lexicon
 from coin_jax.model import huggingface
 from coin_jax.model.t5 import T5
 from coin_jax.objective import make_method
+from coin_jax.parallel import distributed
 from coin_jax.parallel.mesh import make_mesh
-from coin_jax.parallel.sharding import batch_shardings
 from coin_jax.predictor import Predictor
 from coin_jax.robustness.evaluation import Contestant, Settings, ask, expand
 from coin_jax.robustness.results import Run, summary
 from coin_jax.robustness.scoring import WordingAccuracy, wording_accuracy
 from coin_jax.robustness.suite import Suite, load_suite
-from coin_jax.training.checkpoint import CheckpointError, Checkpoints
+from coin_jax.training.checkpoint import CheckpointError, Checkpoints, remedy
+from coin_jax.training.endings import RunStoppedError
 from coin_jax.training.logging import MetricLog, check_writers
-from coin_jax.training.loop import DivergedError, train
+from coin_jax.training.loop import train
+from coin_jax.training.manifest import write_whole
 from coin_jax.training.optimizer import make_optimizer
 from coin_jax.training.results import plot_curves, print_results, save_results
 from coin_jax.training.state import abstract_state, create_state, state_shardings
@@ -62,16 +66,25 @@ def run(config: Config, console: Console) -> int:
     check_writers(config)
     directory = config.run_directory
     directory.mkdir(parents=True, exist_ok=True)
+    share = distributed.Share.of(mesh)
+    distributed.check_shared(directory)
 
     with (
-        Checkpoints(directory, config.checkpoint) as checkpoints,
+        Checkpoints(
+            directory,
+            config.checkpoint,
+            functools.partial(console.print, highlight=False, markup=False),
+        ) as checkpoints,
         console.status("reading data") as status,
+        distributed.together(describe),
     ):
         saved = checkpoints.saved_config()
-        suite = build_suite(config, console)
-        tokenizer, source, mixture, items = build_data(config, saved, console, status.update)
-        status.update("making the model")
-        config, pretrained = build_architecture(config, saved, tokenizer)
+        config = choose_shards(config, saved, share, console)
+        with distributed.main_first("data"):
+            suite = build_suite(config, console)
+            tokenizer, source, mixture, items = build_data(config, saved, console, status.update)
+            status.update("making the model")
+            config, pretrained = build_architecture(config, saved, tokenizer)
         model = T5(config.model)
         optimizer = make_optimizer(config.optimizer, config.training.steps, model.logical_axes())
         train_step = make_train_step(model, method, optimizer, config, mesh)
@@ -86,16 +99,16 @@ def run(config: Config, console: Console) -> int:
             console.print(f"Going on from step {int(state.step)} in {directory}", highlight=False)
             for line in restored.changed:
                 console.print(f"  changed since: {line}", highlight=False)
-        (directory / "config.json").write_text(to_json(config))
+        if distributed.is_main():
+            write_whole(directory / "config.json", to_json(config))
         describe_run(config, state, mesh, len(source), len(items), console)
 
         evaluation = Evaluation(model, tokenizer, config, items, suite, mesh)
         peak, peak_source = peak_flops(config.model.compute_dtype)
-        shardings = batch_shardings(mesh)
         status.update("starting the data pipeline")
         with (
-            open_pipeline(source, mixture, config, position) as batches,
-            MetricLog(directory, config, int(state.step)) as log,
+            open_pipeline(source, mixture, config, position, share) as batches,
+            metric_log(directory, config, int(state.step)) as log,
         ):
             status.stop()  # the progress bar takes its place
             ending = train(
@@ -103,18 +116,16 @@ def run(config: Config, console: Console) -> int:
                 state,
                 train_step,
                 batches,
-                lambda batch: {
-                    name: jax.make_array_from_process_local_data(shardings[name], array)
-                    for name, array in batch.items()
-                },
+                share.place,
                 evaluation if items or suite else None,
                 checkpoints,
                 log,
                 Throughput(peak),
                 console,
                 unlogged,
+                distributed.Agreement(mesh),
             )
-            statistics = batches.statistics()
+            statistics = share.total(batches.statistics())
 
     last = int(ending.state.step)
     if ending.signal is not None:
@@ -124,6 +135,8 @@ def run(config: Config, console: Console) -> int:
             else "Stopped before the first step; there is nothing to save."
         )
         return 128 + ending.signal
+    if not distributed.is_main():
+        return 0
     paths = {"checkpoint": directory / "checkpoints" / str(last)}
     paths |= save_results(directory, evaluation.latest)
     paths["metrics"] = log.path
@@ -137,6 +150,29 @@ def run(config: Config, console: Console) -> int:
         }
     print_results(console, evaluation.latest, log.path, paths, notes, time.perf_counter() - began)
     return 0
+
+
+def choose_shards(
+    config: Config, saved: Config | None, share: distributed.Share, console: Console
+) -> Config:
+    """One shard means as many as the run began with, or else as the processes need.
+
+    Raises ConfigError where the processes cannot share them out evenly.
+    """
+    shards = config.batch.shards
+    if shards == 1:
+        shards = share.count if saved is None else saved.batch.shards
+    if shards % share.count:
+        raise ConfigError(
+            f"batch.shards = {shards} must be a multiple of {share.count}, the parts that "
+            f"{jax.process_count()} processes read. A run keeps the shards that it began with: "
+            "their number is the order of its data"
+        )
+    if shards == config.batch.shards:
+        return config
+    console.print(f"batch.shards = {shards}: independent streams of data", highlight=False)
+    batch = dataclasses.replace(config.batch, shards=shards)
+    return validate(dataclasses.replace(config, batch=batch))
 
 
 def build_data(
@@ -200,7 +236,8 @@ def build_tokenizer(
     in the run directory."""
     folder = config.run_directory / "tokenizer"
     settings = config.tokenizer
-    if saved is not None and folder.is_dir():
+    is_made = saved is not None or not distributed.is_main()
+    if is_made and folder.is_dir():
         return make_tokenizer(dataclasses.replace(settings, path=str(folder)))
     if settings.kind == "sentencepiece" and not settings.path:
         say("learning a vocabulary")
@@ -242,23 +279,44 @@ def described_state(model: T5, optimizer: Any, config: Config, mesh: jax.shardin
 
 
 def open_pipeline(
-    source: Any, mixture: Mixture | None, config: Config, position: dict[str, int] | None
+    source: Any,
+    mixture: Mixture | None,
+    config: Config,
+    position: dict[str, int] | None,
+    share: distributed.Share,
 ) -> BatchPipeline:
-    """This host's batches from `position` on, or from the start. Raises ConfigError."""
+    """This process's batches from `position` on, or from the start. Raises ConfigError."""
     try:
         return BatchPipeline(
             source,
             config.batch,
             config.seed,
             mixture=mixture,
-            host_index=jax.process_index(),
-            host_count=jax.process_count(),
+            host_index=share.index,
+            host_count=share.count,
             decoder_start_token_id=config.model.decoder_start_token_id,
             start_state=position,
-            gather=process_allgather if jax.process_count() > 1 else None,
+            gather=share.gather,
         )
     except ValueError as error:  # another order of data than the checkpoint's, or uneven shards
         raise ConfigError(str(error)) from error
+
+
+def metric_log(directory: pathlib.Path, config: Config, start_step: int):
+    """The run's metrics, written by process 0; a context manager."""
+    if distributed.is_main():
+        return MetricLog(directory, config, start_step)
+    return contextlib.nullcontext(NoLog())
+
+
+class NoLog:
+    """In the processes that write no metrics."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
 
 
 class Evaluation:
@@ -290,15 +348,38 @@ class Evaluation:
         return metrics
 
 
+ERRORS = (
+    ConfigError,
+    DataError,
+    PackingError,
+    CheckpointError,
+    huggingface.CheckpointError,
+    RunStoppedError,
+    OSError,  # a folder that cannot be written, a full disk, a file that is gone
+)
+
+
+def describe(error: BaseException) -> str | None:
+    """What people read of an error that ends a run; None: it is a fault of the program."""
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted."
+    if isinstance(error, OSError):
+        return f"{error}. {remedy(str(error))}."
+    return str(error) if isinstance(error, ERRORS) else None
+
+
 def describe_run(config: Config, state, mesh, sets: int, questions: int, console: Console) -> None:
     count = sum(array.size for array in jax.tree.leaves(state.params))
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
     kind = jax.devices()[0].platform.upper()
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     kind_of_set = "sets" if config.batch.mode == "pairs" else "instances"
     if config.data.source == "text":
         kind_of_set = "windows"
     facts = [
-        f"{count / 1e6:.1f} M parameters on {mesh.size} {kind} device" + "s" * (mesh.size > 1),
+        f"{count / 1e6:.1f} M parameters on {mesh.size} {kind} device"
+        + "s" * (mesh.size > 1)
+        + processes,
         f"{sets:,} {kind_of_set} an epoch",
         f"{questions:,} questions held out",
     ]
@@ -310,17 +391,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     errors = Console(stderr=True, highlight=False, markup=False)
     try:
-        return run(load(sys.argv[1:] if arguments is None else arguments), console)
-    except (
-        ConfigError,
-        DataError,
-        PackingError,
-        CheckpointError,
-        huggingface.CheckpointError,
-        DivergedError,
-        OSError,  # a folder that cannot be written, a full disk, a file that is gone
-    ) as error:
-        errors.print(str(error), style="red", soft_wrap=True)
+        config = load(sys.argv[1:] if arguments is None else arguments)
+        distributed.initialize()
+        if not distributed.is_main():
+            console = Console(quiet=True)
+        with distributed.together(describe):
+            status = run(config, console)
+            distributed.finish()
+            return status
+    except ERRORS as error:
+        errors.print(describe(error), style="red", soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         errors.print("Interrupted. What was saved before is whole; the same command goes on.")
