@@ -49,6 +49,16 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(records, "_CHUNK", 64)
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc/self/fd")
+def test_more_files_than_a_process_may_open_are_read_as_well(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "_MOST_OPEN", 1)
+    found = Records([write(tmp_path / f"{number}.jsonl", ROWS[:2]) for number in range(3)])
+    opened = len(os.listdir("/proc/self/fd"))
+    assert [found.record(index)[1] for index in range(6)] == ROWS[:2] * 3
+    assert list(found.scan("label")) == [("0",), ("1",)] * 3
+    assert len(os.listdir("/proc/self/fd")) == opened
+
+
 @pytest.mark.parametrize("suffix", records.SUFFIXES)
 def test_every_form_of_file_gives_its_rows_by_number_and_in_order(tmp_path, suffix, small_chunks):
     found = Records([write(tmp_path / f"rows{suffix}")])
