@@ -37,7 +37,11 @@ def suite(tmp_path):
         tmp_path / "sst2.dev.jsonl",
         [{"task": "sst2", "inputs": {"sentence": text}, "label": "positive"} for text in texts],
     )
-    pairs = [(PREMISE, HYPOTHESIS), ("the sun is up and it is a fine day", "it is day")]
+    pairs = [
+        (PREMISE, HYPOTHESIS),
+        ("the sun is up and it is a fine day", "it is day"),
+        ("it rains", "it rains"),
+    ]
     write_jsonl(
         tmp_path / "rte.dev.jsonl",
         [
@@ -141,6 +145,7 @@ def test_fields_are_compared_whatever_their_order_and_names(contamination):
     premise = "the sun is up and it is a fine day"
     assert found(contamination, "It is day.", premise)[:2] == ("equal", "rte")
     assert found(contamination, "is day", f"{premise} it") is None
+    assert found(contamination, "It rains.", "it rains")[:2] == ("equal", "rte")
     assert found(contamination, premise, "", "it is day")[:2] == ("equal", "rte")
     assert found(contamination, HYPOTHESIS) is None  # another premise may have the same
     assert found(contamination, HYPOTHESIS, PREMISE)[:2] == ("equal", "rte")
@@ -240,7 +245,7 @@ def test_the_report_names_every_hit(suite, contamination):
     assert report["overlapping_words"] == 13
     (described,) = report["suites"]
     assert (described["name"], described["prompts"]) == ("mine", 5)
-    assert described["instances"] == {"sst2": 7, "rte": 2}
+    assert described["instances"] == {"sst2": 7, "rte": 3}
     assert contamination.summary() == {k: v for k, v in report.items() if k != "found"}
 
 
