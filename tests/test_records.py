@@ -201,12 +201,12 @@ def test_a_row_more_costs_a_few_bytes_of_memory(tmp_path, suffix, count):
     assert pyarrow.total_allocated_bytes() - arrow < 100_000
 
 
-def test_reading_through_holds_no_more_than_a_piece_of_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "_CHUNK", 1 << 16)
-    file = write(tmp_path / "rows.jsonl", ROWS * 50)
-    found = Records([file])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_reading_through_holds_no_more_than_a_piece_of_the_file(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(records, "_CHUNK", 1 << 15)
+    file = write(tmp_path / f"rows{suffix}", ROWS * 50)
     tracemalloc.start()
-    assert sum(row is not None for row in found.scan("task")) == 10_000
+    assert sum(row is not None for row in Records([file]).scan("task")) == 10_000
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 400_000 < os.path.getsize(file)
+    assert peak < 500_000 < os.path.getsize(file)

@@ -266,7 +266,10 @@ def _compact(bounds: np.ndarray) -> np.ndarray:
 
 def _is_array(file: pathlib.Path) -> bool:
     with _text(file) as stream:
-        return next((line.lstrip()[0] for line in stream if line.strip()), "") == "["
+        while piece := stream.read(4096):  # all of it may be one line
+            if piece.strip():
+                return piece.lstrip().startswith("[")
+    return False
 
 
 def _text(file: pathlib.Path) -> IO[str]:
