@@ -370,9 +370,12 @@ def test_the_pairs_of_coin_are_instances_in_two_finished_wordings(tmp_path, colu
     assert (found[3].target, found[3].where) == ("yes", f"{file}:8")
 
 
-def test_without_a_file_the_pairs_of_coin_say_which_they_need():
-    with pytest.raises(DataError, match=r"contrastive_flan_data\.csv of github"):
-        make_source(SourceConfig("coin"), 0)
+def test_without_their_file_the_pairs_of_coin_say_which_they_need(tmp_path):
+    config = SourceConfig("coin", files=(str(tmp_path / "coin.csv"),))
+    with pytest.raises(
+        DataError, match=r"no file; it needs .*contrastive_flan_data\.csv of github"
+    ):
+        make_source(config, 0)
 
 
 TABLE = [
