@@ -83,7 +83,7 @@ def main() -> None:
     arguments = parser.parse_args()
     console = rich.console.Console()
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, title="Building a contrastive set")
-    for name in ("rows", "near_duplicate", "written", "rows/s", "CPU s", "MB on disk", "peak MiB"):
+    for name in ("rows", "dedup", "written", "rows/s", "CPU s", "MB on disk", "peak MiB"):
         table.add_column(name, justify="right")
     table.add_column("of it before", justify="right")
     for rows in arguments.rows:
