@@ -38,7 +38,8 @@ class SourceConfig:
     tasks: tuple[TaskConfig, ...] = ()
     """Tasks to use and how they fit their templates; empty: every task there is."""
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
-    """For `columns`: what a table's columns mean, as {"instruction": "question", "target": "y"}."""
+    """Meaning -> column of a table, as {"instruction": "question", "target": "y"}: `target` the
+    answer, `instruction`, `task`, and any other name an input field."""
     split: str = "train"
     """Of a TFDS or hub data set."""
     rows_per_task: int = 0
