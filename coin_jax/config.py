@@ -114,7 +114,7 @@ class DataConfig:
     odd_rows_are_hard_negatives: bool = False
     """For `pairs`: every odd row is the hard negative of the row above it. Otherwise hard
     negatives are drawn from the same task and wording."""
-    mixture_weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    mixture_weights: dict[str, float] = dataclasses.field(default_factory=dict, hash=False)
     """Task -> its share of the sets, in any unit; a task that is not named has none. Empty: shares
     by size, through the next two."""
     mixture_cap: int = 0

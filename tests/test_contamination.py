@@ -16,6 +16,8 @@ LONG = (
     "and drove them all back into the harbour"
 )
 NINE = "every joke in this film is told four times"
+EIGHT = "rain fell on the tin roof all night"
+SEVEN = "snow fell on the roof all night"
 SHORT = "a gripping movie"
 PREMISE = "nobody in the village had seen the baker since the market closed on friday afternoon"
 HYPOTHESIS = "the baker was gone"
@@ -30,12 +32,16 @@ PROMPTS = [
 @pytest.fixture
 def suite(tmp_path):
     load = loader(tmp_path)
-    texts = [LONG, NINE, SHORT, "Well.", "!!"]
+    texts = [LONG, NINE, EIGHT, SEVEN, SHORT, "Well.", "!!"]
     write_jsonl(
         tmp_path / "sst2.dev.jsonl",
         [{"task": "sst2", "inputs": {"sentence": text}, "label": "positive"} for text in texts],
     )
-    pairs = [(PREMISE, HYPOTHESIS), ("the sun is up and it is a fine day", "it is day")]
+    pairs = [
+        (PREMISE, HYPOTHESIS),
+        ("the sun is up and it is a fine day", "it is day"),
+        ("it rains", "it rains"),
+    ]
     write_jsonl(
         tmp_path / "rte.dev.jsonl",
         [
@@ -123,6 +129,10 @@ def test_eight_words_and_more_count_where_they_stand_whole(contamination):
     prompt = f"Is this review good? {NINE.capitalize()}. Answer:"
     assert found(contamination, prompt) == ("contained", "sst2", NINE)
     assert found(contamination, prompt.replace("times", "days")) is None
+    assert found(contamination, f"Then {EIGHT}.") == ("contained", "sst2", EIGHT)
+    assert found(contamination, f"Then {SEVEN}.") is None
+    inputs = {"one": prompt.replace("times", "days"), "two": prompt}
+    assert contamination.instance(inputs, "training", "rows.jsonl:7").field == "two"
     # Of an instance with two fields both must stand there.
     premise = "the sun is up and it is a fine day"
     assert found(contamination, f"If {premise} then what") is None
@@ -134,6 +144,8 @@ def test_eight_words_and_more_count_where_they_stand_whole(contamination):
 def test_fields_are_compared_whatever_their_order_and_names(contamination):
     premise = "the sun is up and it is a fine day"
     assert found(contamination, "It is day.", premise)[:2] == ("equal", "rte")
+    assert found(contamination, "is day", f"{premise} it") is None
+    assert found(contamination, "It rains.", "it rains")[:2] == ("equal", "rte")
     assert found(contamination, premise, "", "it is day")[:2] == ("equal", "rte")
     assert found(contamination, HYPOTHESIS) is None  # another premise may have the same
     assert found(contamination, HYPOTHESIS, PREMISE)[:2] == ("equal", "rte")
@@ -233,7 +245,7 @@ def test_the_report_names_every_hit(suite, contamination):
     assert report["overlapping_words"] == 13
     (described,) = report["suites"]
     assert (described["name"], described["prompts"]) == ("mine", 5)
-    assert described["instances"] == {"sst2": 5, "rte": 2}
+    assert described["instances"] == {"sst2": 7, "rte": 3}
     assert contamination.summary() == {k: v for k, v in report.items() if k != "found"}
 
 
@@ -241,6 +253,11 @@ def test_the_same_instance_in_two_suites_is_named_in_both(suite):
     contamination = Contamination([suite, suite], FilterConfig())
     assert found(contamination, LONG)
     assert len(contamination.report()["found"]) == 2
+
+
+def test_an_instance_that_stands_in_two_fields_is_named_once(contamination):
+    assert found(contamination, f"He said: {LONG}", f"She said: {LONG}")
+    assert len(contamination.report()["found"]) == 1
 
 
 def test_suites_are_loaded_by_name(suite, tmp_path):

@@ -218,10 +218,20 @@ def test_flan_options_that_differ_from_prompt_to_prompt_are_a_field(flan, tmp_pa
 
 def test_flan_options_in_another_order_are_the_same_answers(flan, tmp_path):
     orders = [("yes", "no"), ("no", "yes")]
-    rows = [flan_row("river", i, 0, orders[i // 5 % 2]) for i in range(20)]
+    rows = [flan_row("river", i, 0, orders[i // 5 % 2]) for i in range(15)]
     source = make_source(changed(flan, files=(str(write_jsonl(tmp_path / "r.jsonl", rows)),)), 0)
     assert source.tasks["river"].answers == ("no", "yes")
-    assert len(instances(source)) == 20
+    assert len(instances(source)) == 15
+
+
+def test_of_templates_for_beginnings_of_a_task_the_longest_serves(flan, tmp_path):
+    lists = {"river": RIVER[1:], "river_r1": RIVER, "riv": RIVER[1:]}
+    templates = write_json(tmp_path / "more.json", lists)
+    source = make_source(changed(flan, template_files=(str(templates),)), 0)
+    assert [wording.name for wording in source.tasks["river_r1"].wordings] == [
+        "river_r1/1",
+        "river_r1/2",
+    ]
 
 
 def test_wordings_that_list_options_are_left_out_where_no_answers_are_known(flan, tmp_path):
@@ -370,9 +380,12 @@ def test_the_pairs_of_coin_are_instances_in_two_finished_wordings(tmp_path, colu
     assert (found[3].target, found[3].where) == ("yes", f"{file}:8")
 
 
-def test_without_a_file_the_pairs_of_coin_say_which_they_need():
-    with pytest.raises(DataError, match=r"contrastive_flan_data\.csv of github"):
-        make_source(SourceConfig("coin"), 0)
+def test_without_their_file_the_pairs_of_coin_say_which_they_need(tmp_path):
+    config = SourceConfig("coin", files=(str(tmp_path / "coin.csv"),))
+    with pytest.raises(
+        DataError, match=r"no file; it needs .*contrastive_flan_data\.csv of github"
+    ):
+        make_source(config, 0)
 
 
 TABLE = [
@@ -419,6 +432,7 @@ def test_columns_that_no_template_explains_are_finished_prompts(tmp_path):
     assert source.tasks.keys() == {"a", "b"}
     assert [wording.template for wording in source.tasks["a"].wordings] == ["{plain}", "{hinted}"]
     assert instances(source)[1].inputs == {"plain": "Question 2?", "hinted": "hint 2"}
+    assert len(make_source(changed(config, rows_per_task=2), 0)) == 4
     few = changed(config, tasks=(TaskConfig("b"), TaskConfig("c")))
     with pytest.raises(DataError, match="no row of task 'c'"):
         make_source(few, 0)

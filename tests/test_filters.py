@@ -248,6 +248,9 @@ def test_the_content_of_a_finished_prompt_stays_and_does_not_count():
     changed = CONTENT.replace("niemand weiß", "jeder weiß")
     assert of_finished_prompts(original, f"{changed} Put this into other words.") == "label words"
     assert of_finished_prompts(original, "Put this into other words.") == "label words"
+    compared = f"Compare {{the_first_sentence}} {CONTENT} with {{the_other_one}}"
+    swapped = f"Compare {{the_other_one}} {CONTENT} with {{the_first_sentence}}"
+    assert of_finished_prompts(compared, swapped) is None
     taken = {"": [f"{CONTENT} PUT THIS, INTO OTHER WORDS"]}
     again = Candidate("", original, f"{CONTENT} Put this into other words.", (), (SHOWN,))
     assert wording_faults([again], SETTINGS, None, taken)[0].filter == "near-duplicate"
@@ -266,6 +269,8 @@ def test_of_near_duplicates_among_the_wordings_of_a_task_the_first_stays():
     assert faults([GOOD, alike, other, other]) == [None, "near-duplicate", None, "near-duplicate"]
     assert faults([alike], taken={"t": [GOOD]}) == ["near-duplicate"]
     assert faults([alike], taken={"another task": [GOOD]}) == [None]
+    anything = FilterConfig(least_edit_distance=0)
+    assert faults([GOOD, alike], anything) == [None, "near-duplicate"]  # not one word is different
     bad = GOOD.replace("{text}", "")
     assert faults([bad, GOOD]) == ["placeholders", None]  # what is left out does not count
 

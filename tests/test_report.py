@@ -68,6 +68,22 @@ def test_a_comparison_says_in_words_what_it_shows(changed, words):
     assert verdict(COMPARISON | changed, {"rte": 100}) == words
 
 
+def test_comparisons_that_few_items_cannot_tell_share_a_line_a_task():
+    results = make_results(tasks=("rte", "cola"), seeds=1)
+    silent = {"resolvable": False, "difference": 0.0}
+    results["comparisons"] = [
+        COMPARISON | {"condition": "clean"},
+        COMPARISON | silent | {"condition": "role", "smallest": 0.051},
+        COMPARISON | silent | {"condition": "semantic", "smallest": 0.042},
+        COMPARISON | silent | {"task": "cola", "condition": "clean", "smallest": 0.033},
+        COMPARISON | silent | {"task": "average", "condition": "clean", "smallest": 0.011},
+        COMPARISON | silent | {"task": "average", "condition": "role", "smallest": 0.012},
+    ]
+    text = " ".join(shown(results, 160).split())
+    assert "2 others too few items to tell (100 items resolve 5.1 points)" in text
+    assert text.count("too few items to tell") == 4  # two averages, cola's one, rte's two in one
+
+
 def test_items_are_counted_by_the_suite_where_a_comparison_does_not():
     row = {**COMPARISON, "resolvable": False, "items": None}
     assert "(100 items" in verdict(row, {"rte": 100, "cola": 30})

@@ -38,7 +38,8 @@ class SourceConfig:
     tasks: tuple[TaskConfig, ...] = ()
     """Tasks to use and how they fit their templates; empty: every task there is."""
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
-    """For `columns`: what a table's columns mean, as {"instruction": "question", "target": "y"}."""
+    """Meaning -> column of a table, as {"instruction": "question", "target": "y"}: `target` the
+    answer, `instruction`, `task`, and any other name an input field."""
     split: str = "train"
     """Of a TFDS or hub data set."""
     rows_per_task: int = 0
@@ -99,10 +100,11 @@ class FilterConfig:
     length_ratio: float = 3.0
     """New wordings at most so many times as long, or as short, as what they reword."""
     least_edit_distance: float = 0.05
-    """Of a new wording to what it rewords, as a share of the longer one; below, it is a copy."""
+    """Of a new wording to what it rewords and to the task's other wordings, as a share of the
+    longer one's characters; below, it is a copy. Case and punctuation do not count."""
     near_duplicate: float = 0.9
-    """Instances of a task whose word 5-grams overlap by this Jaccard similarity are one; 1: only
-    equal ones; 0: all stay."""
+    """Instances of a task with the same answer, whose word 5-grams overlap by this Jaccard
+    similarity in every field, are one; 1: only those with the same inputs; 0: all stay."""
     least_similarity: float = 0.0
     """Cosine of the pooled states, of `similarity_checkpoint`, of a wording and what it rewords."""
     similarity_checkpoint: str = ""
@@ -113,7 +115,8 @@ class FilterConfig:
     """Folder of the suites' task files, where they name none."""
     overlapping_words: int = 13
     """An instance that shares so many consecutive words with an evaluation instance is left out
-    (Brown et al. 2020, appendix C); shorter ones when they are equal."""
+    (Brown et al. 2020, appendix C); shorter ones when they are equal, or stand in it as a whole
+    and have eight words at least. Wordings are held to evaluation prompts in the same way."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import collections
 import difflib
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 from rich import box
@@ -15,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from coin_jax.curation.summary import left_out_table
 from coin_jax.data.contrastive_set import load_set
 from coin_jax.data.draws import draw_order, mix, stable_hash
 from coin_jax.data.order import shuffled
@@ -54,7 +53,7 @@ def inspect(
         Text(f"content hash {manifest.content_hash}", style="dim"),
         sep="\n",
     )
-    left_out = _left_out(manifest.record, task)
+    left_out = left_out_table(manifest.record, task)
     if left_out.row_count:
         console.print("", left_out)
     for number, (name, index) in enumerate(_choose(source, count, task, seed), start=1):
@@ -147,25 +146,3 @@ def _visible(text: str) -> str:
         letter if letter.isprintable() or letter == "\n" else " " if letter == "\t" else "\ufffd"
         for letter in text.strip()
     )
-
-
-def _left_out(record: Mapping[str, Any], task: str | None) -> Table:
-    """What each filter left out, of instances and of wordings, by the manifest's record."""
-    counts: dict[tuple[str, str], collections.Counter] = {}
-    for name, content in record.get("tasks", {}).items():
-        if task in (None, name):
-            for of, field in (("instances", "left_out"), ("wordings", "wordings_left_out")):
-                for reason, count in content.get(field, {}).items():
-                    if count:
-                        counts.setdefault((of, reason), collections.Counter())[name] += count
-    table = Table(title="Left out", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    table.add_column("what")
-    table.add_column("why", overflow="fold")
-    table.add_column("how many", justify="right")
-    if task is None:
-        table.add_column("most of them in", overflow="fold")
-    for (of, reason), by_task in sorted(counts.items(), key=lambda item: -item[1].total()):
-        most = [f"{name} {count:,}" for name, count in by_task.most_common(2)]
-        cells = [of, reason, f"{by_task.total():,}", ", ".join(most)]
-        table.add_row(*map(Text, cells[: len(table.columns)]))
-    return table

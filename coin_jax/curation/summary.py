@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -19,7 +21,7 @@ MOST_TASKS = 40
 def print_summary(manifest: Manifest, output: pathlib.Path, console: Console) -> None:
     """Prints a set's tables and where it lies."""
     console.print(_tasks(manifest))
-    left_out = _left_out(manifest)
+    left_out = left_out_table(manifest.record)
     if left_out.row_count:
         console.print(left_out)
     for name, usage in manifest.record["paraphrasers"].items():
@@ -64,18 +66,23 @@ def _tasks(manifest: Manifest) -> Table:
     return table
 
 
-def _left_out(manifest: Manifest) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("left out", overflow="fold")
-    table.add_column("instances", justify="right")
-    table.add_column("wordings", justify="right")
-    instances: collections.Counter = collections.Counter()
-    wordings: collections.Counter = collections.Counter()
-    for task in manifest.record["tasks"].values():
-        instances.update(task["left_out"])
-        wordings.update(task["wordings_left_out"])
-    for name in sorted(instances.keys() | wordings.keys()):
-        if instances[name] or wordings[name]:
-            counts = (f"{count[name]:,}" if count[name] else "" for count in (instances, wordings))
-            table.add_row(name, *counts)
+def left_out_table(record: Mapping[str, Any], task: str | None = None) -> Table:
+    """What each filter left out, of instances and of wordings, by the manifest's record."""
+    counts: dict[tuple[str, str], collections.Counter] = {}
+    for name, content in record.get("tasks", {}).items():
+        if task in (None, name):
+            for of, field in (("instances", "left_out"), ("wordings", "wordings_left_out")):
+                for reason, count in content.get(field, {}).items():
+                    if count:
+                        counts.setdefault((of, reason), collections.Counter())[name] += count
+    table = Table(title="Left out", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("what")
+    table.add_column("why", overflow="fold")
+    table.add_column("how many", justify="right")
+    if task is None:
+        table.add_column("most of them in", overflow="fold")
+    for (of, reason), by_task in sorted(counts.items(), key=lambda item: -item[1].total()):
+        most = [f"{name} {count:,}" for name, count in by_task.most_common(2)]
+        cells = [of, reason, f"{by_task.total():,}", ", ".join(most)]
+        table.add_row(*map(Text, cells[: len(table.columns)]))
     return table

@@ -186,15 +186,25 @@ def _comparison_tables(results: Mapping[str, Any], scoring: str, width: int) -> 
         pair = [row for row in rows if (row["a"], row["b"]) == (a, b)]
         for task in sorted(dict.fromkeys(row["task"] for row in pair), key=AVERAGE.__ne__):
             table.add_row(Text(task if task != AVERAGE else "average over tasks"), style="dim")
-            for row in pair:
-                if row["task"] != task:
+            rows = [row for row in pair if row["task"] == task]
+            silent = [row for row in rows if not row["resolvable"] and task != AVERAGE]
+            for row in rows:
+                if len(silent) > 1 and row in silent:
                     continue
                 interval = f"{percent(row['low'], True)} to {percent(row['high'], True)}"
                 words = verdict(row, results["suite"]["instances"])
                 numbers = percent(row["difference"], True), interval, p_value(row["p_holm"])
                 style = "bold" if words.endswith("better") else ""
                 table.add_row(*_texts(f"  {row['condition']}", *numbers, words), style=style)
+            if len(silent) > 1:
+                words = verdict(max(silent, key=_smallest), results["suite"]["instances"])
+                others = f"  {len(silent)} {'others' if len(silent) < len(rows) else 'conditions'}"
+                table.add_row(*_texts(others, "", "", "", words))
         yield table
+
+
+def _smallest(comparison: Row) -> float:
+    return comparison["smallest"] or 0.0
 
 
 def _table(title: str, width: int) -> Table:

@@ -1,7 +1,7 @@
 """Near-duplicate instances: MinHash to find candidates, exact Jaccard similarity to decide.
 
 The signatures are rensa's; the index is ours, since memory shall stay flat: 8 bytes a band and
-row, where rensa's own index took 92, and that of datasketch 1,700.
+row, where rensa's own index takes 92 and that of datasketch 385 (100 and 15 thousand rows).
 """
 
 from __future__ import annotations

@@ -264,12 +264,14 @@ def _near_duplicate(
 
 
 def _distance(first: str, second: str, frozen: tuple[str, ...]) -> float:
-    """Edits of words and placeholders as a share of the longer text's characters, from 0 to 1;
-    case, punctuation and white space do not count."""
-    plain = (
-        " ".join(_TOKEN.findall(_instruction(text, frozen).casefold())) for text in (first, second)
-    )
-    return Levenshtein.normalized_distance(*plain)
+    """Edits as a share of the longer text's characters, from 0 to 1."""
+    return Levenshtein.normalized_distance(_plain(first, frozen), _plain(second, frozen))
+
+
+@functools.lru_cache(maxsize=4096)
+def _plain(template: str, frozen: tuple[str, ...]) -> str:
+    """Words and placeholders: differences in case, punctuation and white space are none."""
+    return " ".join(_TOKEN.findall(_instruction(template, frozen).casefold()))
 
 
 def _add_dissimilar(

@@ -1,4 +1,4 @@
-"""Instructions in the form of Alpaca (Taori et al. 2023): instruction, input, output."""
+"""Instructions in the form of Alpaca (Taori et al. 2023), as hub:tatsu-lab/alpaca has them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from coin_jax.curation.config import SourceConfig
 from coin_jax.curation.source import Source
 from coin_jax.curation.sources.columns import read_columns
 
-FILES = ("hub:tatsu-lab/alpaca",)
-"""Where the config names none."""
 COLUMNS = {"instruction": "instruction", "input": "input", "target": "output"}
 
 
 def read_alpaca(config: SourceConfig, seed: int) -> Source:
     """Rows {"instruction", "input", "output"}, of which `input` may be blank; see Columns."""
     columns = {**COLUMNS, **config.columns}
-    config = dataclasses.replace(config, files=config.files or FILES, columns=columns)
-    return read_columns(config, seed)
+    return read_columns(dataclasses.replace(config, columns=columns), seed)

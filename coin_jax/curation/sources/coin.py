@@ -23,9 +23,10 @@ def read_coin(config: SourceConfig, seed: int) -> Source:
 
     Raises: DataError for files that cannot be had, read or used.
     """
-    if not config.files:
-        raise DataError(f"files of the source of kind 'coin' is empty: it needs {FILE}")
-    records = Records(resolve_files(config.files, "files of the source of kind 'coin'"))
+    try:
+        records = Records(resolve_files(config.files, "files of the source of kind 'coin'"))
+    except DataError as error:
+        raise DataError(f"{error}; it needs {FILE}") from None
     first = records.record(0)[1] if len(records) else {}
     has_columns = not isinstance(first, DataError)
     task = next((name for name in TASK_COLUMNS if has_columns and name in first), TASK_COLUMNS[0])

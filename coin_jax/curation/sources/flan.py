@@ -1,6 +1,6 @@
 """The FLAN collection (Wei et al. 2021) as finished prompts: rows {"inputs", "targets", "task"}.
 
-That is how Muennighoff/flan publishes it: each instance in one of its task's ten templates, as
+That is how hub:Muennighoff/flan publishes it: each instance in one of its task's ten templates, as
 train/cola_10templates_train.jsonl. With the templates at hand, the fields are read out of the
 prompts again, so that all wordings of a task can ask each of its instances.
 """
@@ -24,8 +24,6 @@ from coin_jax.data.set_format import InstructionTask, Wording
 from coin_jax.data.sources import DataError, attempt, checked_text
 from coin_jax.data.templates import OPTIONS, TemplatePair, read_templates, render_options
 
-FILES = ("hub:Muennighoff/flan",)
-"""Where the config names none."""
 SUFFIX = "_10templates"
 """Of the task names there; ours go without."""
 COLUMNS = ("inputs", "targets", "task")
@@ -48,7 +46,7 @@ class FlanCollection:
 
     def __init__(self, config: SourceConfig, seed: int):
         field = f"files of the source of kind {config.kind!r}"
-        self._records = Records(resolve_files(config.files or FILES, field, split=config.split))
+        self._records = Records(resolve_files(config.files, field, split=config.split))
         templates = {}
         if config.template_files:
             files = resolve_files(config.template_files, f"template_{field}", (".json",))

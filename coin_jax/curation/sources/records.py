@@ -32,6 +32,8 @@ SUFFIXES = (
 """Of the files that Records reads; a .json file holds an array of objects, or an object a line."""
 
 _CHUNK = 1 << 22
+_MOST_OPEN = 200
+"""Files that are kept open to be read; of more, each is opened anew for every row."""
 _OPEN, _COMMA, _CLOSE, _EMPTY = (
     re.compile(pattern) for pattern in (r"\s*\[\s*", r"\s*,\s*", r"\s*\]\s*", r"\s*\[\s*\]\s*")
 )
@@ -53,7 +55,8 @@ class Records:
 
     def __init__(self, files: Sequence[pathlib.Path] = (), rows: Iterable[PlacedRow] | None = None):
         """rows: rows that come from elsewhere, behind those of the files; they are spooled."""
-        self._parts = [_open(pathlib.Path(file)) for file in files]
+        keep_open = len(files) <= _MOST_OPEN
+        self._parts = [_open(pathlib.Path(file), keep_open) for file in files]
         if rows is not None:
             self._parts.append(_Spooled(rows))
         self._starts = list(itertools.accumulate(map(len, self._parts), initial=0))
@@ -81,7 +84,7 @@ class _Part(Protocol):
     def scan(self, columns: Sequence[str]) -> Iterator[Columns]: ...
 
 
-def _open(file: pathlib.Path) -> _Part:
+def _open(file: pathlib.Path, keep_open: bool) -> _Part:
     name = file.name.lower()
     if not name.endswith(SUFFIXES):
         raise DataError(f"{file}: rows are read from {', '.join(SUFFIXES)} files")
@@ -93,7 +96,7 @@ def _open(file: pathlib.Path) -> _Part:
             return _Spooled(read_csv(file, "\t" if kind == "tsv" else ","))
         if kind == "json" and _is_array(file):
             return _Spooled(_read_array(file))
-        return _Lines(file)
+        return _Lines(file, keep_open)
     except (OSError, EOFError) as error:
         raise DataError(f"{file}: cannot be read: {error}") from None
 
@@ -138,20 +141,21 @@ class _Stored:
 class _Lines(_Stored):
     """JSON lines, in the file itself or, of a gzipped one, in a temporary copy."""
 
-    def __init__(self, file: pathlib.Path):
+    def __init__(self, file: pathlib.Path, keep_open: bool):
         self._file = file
-        self._copy = None
+        self._stream = None
         if file.suffix.lower() == ".gz":
-            self._copy = tempfile.TemporaryFile()  # noqa: SIM115 (lives with it)
+            self._stream = tempfile.TemporaryFile()  # noqa: SIM115 (lives with it, as below)
             with gzip.open(file, "rb") as stream:
-                shutil.copyfileobj(stream, self._copy, _CHUNK)
-            self._copy.seek(0)
+                shutil.copyfileobj(stream, self._stream, _CHUNK)
+            self._stream.seek(0)
+        elif keep_open:
+            self._stream = open(file, "rb")  # noqa: SIM115
         with self._opened() as stream:
             self._bounds, self._lines_before_blank = _find_lines(stream)
 
     def _opened(self) -> contextlib.AbstractContextManager[IO[bytes]]:
-        # Not kept open: a collection may have more files than a process may open.
-        return contextlib.nullcontext(self._copy) if self._copy else open(self._file, "rb", 0)
+        return contextlib.nullcontext(self._stream) if self._stream else open(self._file, "rb")
 
     def _row(self, row: int, content: bytes) -> PlacedRow:
         blank_lines = np.searchsorted(self._lines_before_blank, row, "right")
@@ -189,17 +193,19 @@ class _Arrow:
         import pyarrow.parquet
 
         self._file = file
-        self._copy = tempfile.NamedTemporaryFile(suffix=".arrow")  # noqa: SIM115 (lives with it)
         try:
-            with (
-                pyarrow.parquet.ParquetFile(file) as parquet,
-                pyarrow.ipc.new_stream(self._copy.name, parquet.schema_arrow) as stream,
-            ):
-                for batch in parquet.iter_batches():
-                    stream.write_batch(batch)
-            self._batches = list(pyarrow.ipc.open_stream(pyarrow.memory_map(self._copy.name)))
+            with tempfile.NamedTemporaryFile(suffix=".arrow") as copy:  # stays while it is mapped
+                with (
+                    pyarrow.parquet.ParquetFile(file, pre_buffer=False) as parquet,
+                    pyarrow.ipc.new_stream(copy.name, parquet.schema_arrow) as stream,
+                ):
+                    # Without threads: they hold several row groups in memory at a time.
+                    for batch in parquet.iter_batches(use_threads=False):
+                        stream.write_batch(batch)
+                self._batches = list(pyarrow.ipc.open_stream(pyarrow.memory_map(copy.name)))
         except pyarrow.ArrowException as error:
             raise DataError(f"{file}: not Parquet: {error}") from None
+        pyarrow.default_memory_pool().release_unused()
         sizes = (batch.num_rows for batch in self._batches)
         self._starts = list(itertools.accumulate(sizes, initial=0))
 
@@ -260,7 +266,10 @@ def _compact(bounds: np.ndarray) -> np.ndarray:
 
 def _is_array(file: pathlib.Path) -> bool:
     with _text(file) as stream:
-        return next((line.lstrip()[0] for line in stream if line.strip()), "") == "["
+        while piece := stream.read(4096):  # all of it may be one line
+            if piece.strip():
+                return piece.lstrip().startswith("[")
+    return False
 
 
 def _text(file: pathlib.Path) -> IO[str]:
