@@ -67,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
         help="let it come to its estimate for the table and the batches, too",
     )
     made.add_argument(
+        "--arithmetic", action="store_true", help="ask no compiler: rough, and within seconds"
+    )
+    made.add_argument(
+        "--markdown", action="store_true", help="one line of the tables in docs/plan.md, no more"
+    )
+    made.add_argument(
         "--cache",
         type=pathlib.Path,
         default=pathlib.Path("runs/plans"),
@@ -97,13 +103,16 @@ def run(config: Config, options: argparse.Namespace, console: Console) -> int:
         return plan_by_arithmetic(one, topology)
 
     def compile_one(one: Config, to_the_end: bool = options.thorough):
-        if not topology.is_compiled:
+        if options.arithmetic or not topology.is_compiled:
             return arithmetic(one)
         mesh = f"{one.mesh.data} x {one.mesh.fsdp} x {one.mesh.tensor}"
         with console.status(f"compiling {mesh}, {one.batch.rows} rows, remat {one.model.remat}"):
             return plan_by_compiling(one, topology, options.cache, to_the_end)
 
     plan = compile_one(config, not options.fast)
+    if options.markdown:
+        print(tables.markdown_row(config.name, plan))
+        return 0 if plan.fits else 1
     tables.describe(plan, topology, console)
     if options.only:
         return 0 if plan.fits else 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from rich.console import Console
 from rich.table import Table
@@ -116,9 +116,10 @@ def choice_row(plan: Plan) -> list[str]:
     ]
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+def markdown_row(name: str, plan: Plan) -> str:
+    """name, topology, mesh, remat, rows, GiB, step at least, utilization at most, by."""
+    cells = [name, plan.topology, *choice_row(plan)[1:]]
+    return "| " + " | ".join(cells) + " |"
 
 
 def title(plan: Plan) -> str:
