@@ -152,7 +152,7 @@ class Checkpoints:
         return (self.directory / str(step)).rename(place)
 
     def _steps(self) -> list[int]:
-        return [int(path.name) for path in self.directory.iterdir() if path.name.isdigit()]
+        return [int(path.name) for path in self.directory.iterdir() if path.name.isdecimal()]
 
     def _remove_unfinished(self) -> None:
         for path in (*self.directory.glob(f"*{_UNFINISHED}"), *self.directory.glob(f"*{_REMOVED}")):
@@ -197,7 +197,7 @@ class Checkpoints:
             metrics = {name: float(value) for name, value in metrics.items()}
             items["metrics"] = ocp.args.JsonSave(metrics)
         self.wait()
-        self._ensure_folder()
+        self._ensure_folder(step)
         self._writing, before, self.latest_step = step, self.latest_step, step
         try:
             self._checkpointer.save(
@@ -207,7 +207,7 @@ class Checkpoints:
             raise self._not_written(step, before, error) from error
         self._pending = self._thread.submit(self._finish, step, before)
 
-    def _ensure_folder(self) -> None:
+    def _ensure_folder(self, step: int) -> None:
         """Makes RUN/checkpoints anew where it was deleted; where all of RUN is gone, it raises."""
         if not self.directory.parent.is_dir():
             raise self._gone()
@@ -216,7 +216,7 @@ class Checkpoints:
             try:
                 self.directory.mkdir(exist_ok=True)
             except OSError as error:
-                raise self._not_written(self._writing, None, error) from error
+                raise self._not_written(step, None, error) from error
 
     def _seal(self) -> None:
         write_manifest(self.directory / f"{self._writing}{_UNFINISHED}")
@@ -435,7 +435,7 @@ def load_parameters(path: str | pathlib.Path) -> tuple[Config, dict[str, Any]]:
     folder = path
     if not (folder / "state").is_dir():
         steps = (path / "checkpoints").glob("*") if (path / "checkpoints").is_dir() else ()
-        there = [step for step in steps if step.name.isdigit()]
+        there = [step for step in steps if step.name.isdecimal()]
         if not there:
             raise CheckpointError(
                 f"{path} is neither a run directory with checkpoints nor a checkpoint of one."

@@ -10,13 +10,19 @@ from coin_jax.untrusted import printable
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a crash leaves either the old content or the new one."""
+    """Writes a file so that a crash leaves either the old content or the new one.
+
+    Raises OSError with the file's name.
+    """
     partial = path.with_suffix(".partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:  # a full disk does not say which file it has no room for
+        raise OSError(error.errno, error.strerror, str(partial)) from error
 
 
 def flush_folder(folder: pathlib.Path) -> None:
@@ -44,7 +50,7 @@ _REMEDIES = {
     "too large": "Raise the limit on the size of a file (ulimit -f)",
     "read-only": "Mount the disk for writing, or write elsewhere with --output",
     "permission": "Allow this user to write there, or write elsewhere with --output",
-    "no such file": "Bring the folder back; it was deleted or moved, or its disk is gone",
+    "no such file": "Bring it back: it was deleted or moved, or its disk is gone",
 }
 
 
