@@ -77,13 +77,14 @@ class HuggingFaceTokenizer:
         import transformers  # here, because it takes seconds and the other kinds do without
 
         try:
-            _check_sizes(pathlib.Path(path))
             if path.endswith(".json"):
+                _check_files(pathlib.Path(path))
                 # The file alone names no pad and eos token, and saving would forget them.
                 names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
                 self._tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=path, **names)
             else:
                 folder = model_folder(path, (*TOKENIZER_FILES, "config.json"))
+                _check_files(pathlib.Path(folder))
                 self._tokenizer = transformers.AutoTokenizer.from_pretrained(
                     folder, trust_remote_code=False, local_files_only=True
                 )
@@ -148,14 +149,17 @@ class HuggingFaceTokenizer:
         self._tokenizer.save_pretrained(str(folder))
 
 
-def _check_sizes(path: pathlib.Path) -> None:
-    """Raises: UntrustedError for a file that is too large, before a library reads it."""
+def _check_files(path: pathlib.Path) -> None:
+    """Raises: UntrustedError for a file that is too large, before a library reads it, and for a
+    folder without any, of which transformers makes a tokenizer that knows no word."""
     names = (*TOKENIZER_FILES, *OTHER_TOKENIZER_FILES)
-    for file in [path] if path.suffix == ".json" else [path / name for name in names]:
-        if file.exists():
-            content = read_bytes(file)
-            if file.suffix == ".json":
-                check_values(content)
+    files = [path / name for name in names if (path / name).exists()] if path.is_dir() else [path]
+    if not files:
+        raise UntrustedError(f"no {', '.join(names)} is there")
+    for file in files:
+        content = read_bytes(file)
+        if file.suffix == ".json":
+            check_values(content)
 
 
 def _check_growth(step: Any) -> None:
