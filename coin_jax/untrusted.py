@@ -6,6 +6,8 @@ They are far above what the project's own files need; docs/security.md lists the
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import pathlib
@@ -134,6 +136,8 @@ def _constant(name: str) -> None:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+decode_json = _DECODER.raw_decode
+"""As json's, but as strict as `parse_json`. Raises ValueError and RecursionError."""
 
 
 def model_folder(path_or_name: str | os.PathLike, patterns: Sequence[str] = HUB_PATTERNS) -> str:
@@ -169,6 +173,30 @@ class Expansion:
                 f"unpacks to more than {self._most:,} bytes, {EXPANSION} times its size: a "
                 "decompression bomb? Unpack it by hand if it is meant so"
             )
+
+
+class _Unpacked(io.RawIOBase):
+    def __init__(self, path: str | os.PathLike):
+        self._stream = gzip.open(path, "rb")  # noqa: SIM115 (closed with this one)
+        self._expansion = Expansion(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._stream.read(len(buffer))
+        self._expansion.add(len(content), 0)
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def unpack(path: str | os.PathLike) -> IO[bytes]:
+    """A gzipped file, open for reading; UntrustedError once it unpacks to too much."""
+    return io.BufferedReader(_Unpacked(path), 1 << 16)
 
 
 def read_line(stream: IO[Any]) -> tuple[Any, int]:

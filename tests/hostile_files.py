@@ -95,6 +95,16 @@ def read_tokenizer(path: pathlib.Path) -> None:
         tokenizer.encode_batch([text, text])
 
 
+def read_source(path: pathlib.Path) -> None:
+    from coin_jax.curation.sources.records import Records
+    from coin_jax.data.sources import DataError
+
+    records = Records([path])
+    loaded = [records.record(row)[1] for row in range(min(len(records), 100))]
+    scanned = list(records.scan("task", "inputs"))
+    _refused([row for row in (*loaded, *scanned) if isinstance(row, DataError)])
+
+
 def read_run(path: pathlib.Path) -> None:
     from coin_jax.training.checkpoint import load_parameters
 
@@ -111,6 +121,7 @@ READERS: dict[str, Callable[[pathlib.Path], None]] = {
     "config": read_config,
     "model": read_model,
     "tokenizer": read_tokenizer,
+    "source": read_source,
     "run": read_run,
 }
 
@@ -198,6 +209,7 @@ def serve() -> None:
     import pyarrow.parquet  # noqa: F401
     from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
 
+    import coin_jax.curation.sources.records
     import coin_jax.data.contrastive_set
     import coin_jax.model.huggingface
     import coin_jax.robustness.suite

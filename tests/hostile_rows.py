@@ -167,6 +167,25 @@ def columns_deep_in_each_other(folder: Folder, what: int) -> Folder:
     return parquet(folder, task=pyarrow.nulls(3, kind))
 
 
+# --- sources of data building ---------------------------------------------------------------
+
+for _case in tuple(CASES):  # the same files, another reader
+    if _case.reader in ("rows", "pairs") and not _case.name.startswith(("no_file", "fields_named")):
+        CASES.append(_case._replace(name=f"source_{_case.name}", reader="source", expected=""))
+
+
+@case("source", "refused", "[" * 100_000, '[{"a": 1}, ' + '{"a": [' * 400, "[" + " " * (20 << 20),
+      '[{"a": "' + "x" * (20 << 20), "[NaN]", "[1, {}", "[{}] []",
+      '[{"a": 1, "a": 2}]')  # fmt: skip
+def an_array_of_rows(folder: Folder, what: str) -> Folder:
+    return bytes_file(folder, "a.json", what.encode())
+
+
+@case("source", "unpacks to more than", "a.jsonl.gz", "a.json.gz", "a.csv.gz")
+def a_bomb_among_the_sources(folder: Folder, what: str) -> Folder:
+    return bytes_file(folder, what, bomb(b" " * 100_000 + b"\n", 16))
+
+
 # --- templates, suites ----------------------------------------------------------------------
 
 PROMPTS = (

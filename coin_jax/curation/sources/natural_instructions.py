@@ -8,9 +8,8 @@ text, in newer files a list of them), `Positive Examples` and `Negative Examples
 
 from __future__ import annotations
 
-import gzip
-import json
 import pathlib
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from coin_jax.curation.sources.selection import Answers, drawn, full_name
 from coin_jax.data.draws import draw_order
 from coin_jax.data.set_format import InstructionTask, Wording
 from coin_jax.data.sources import DataError, checked_text
+from coin_jax.untrusted import LARGEST_JSON, UntrustedError, parse_json, read_json, unpack
 
 SUFFIXES = (".json", ".json.gz")
 EXAMPLES = 2
@@ -119,12 +119,14 @@ class _File(NamedTuple):
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
     """Raises: DataError for a file that is no task file."""
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8") as stream:
-            content = json.load(stream)
-    except (OSError, EOFError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON in UTF-8: {error}") from None
+        if path.suffix == ".gz":
+            with unpack(path) as stream:
+                content = parse_json(stream.read(LARGEST_JSON))
+        else:
+            content = read_json(path)
+    except (OSError, EOFError, zlib.error, UntrustedError) as error:
+        raise DataError(f"{path}: {error}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path}: a task file is a JSON object")
     if not _listed(content, "Definition"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import array
 import bisect
 import contextlib
-import gzip
+import io
 import itertools
 import json
 import os
@@ -18,12 +18,14 @@ import pathlib
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, Protocol
 
 import numpy as np
 
 from coin_jax.data.sources import DataError, Record, decode_line, json_row, read_csv
+from coin_jax.untrusted import LONGEST_LINE, Expansion, UntrustedError, decode_json, shown, unpack
 
 SUFFIXES = (
     *(f".{kind}{packed}" for kind in ("jsonl", "json", "csv", "tsv") for packed in ("", ".gz")),
@@ -32,6 +34,8 @@ SUFFIXES = (
 """Of the files that Records reads; a .json file holds an array of objects, or an object a line."""
 
 _CHUNK = 1 << 22
+_ARROW_ROWS = 4096
+"""Of a batch: each may hold the same long text."""
 _MOST_OPEN = 200
 """Files that are kept open to be read; of more, each is opened anew for every row."""
 _OPEN, _COMMA, _CLOSE, _EMPTY = (
@@ -97,7 +101,7 @@ def _open(file: pathlib.Path, keep_open: bool) -> _Part:
         if kind == "json" and _is_array(file):
             return _Spooled(_read_array(file))
         return _Lines(file, keep_open)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error, UntrustedError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read: {error}") from None
 
 
@@ -146,7 +150,7 @@ class _Lines(_Stored):
         self._stream = None
         if file.suffix.lower() == ".gz":
             self._stream = tempfile.TemporaryFile()  # noqa: SIM115 (lives with it, as below)
-            with gzip.open(file, "rb") as stream:
+            with unpack(file) as stream:
                 shutil.copyfileobj(stream, self._stream, _CHUNK)
             self._stream.seek(0)
         elif keep_open:
@@ -200,11 +204,16 @@ class _Arrow:
                     pyarrow.ipc.new_stream(copy.name, parquet.schema_arrow) as stream,
                 ):
                     # Without threads: they hold several row groups in memory at a time.
-                    for batch in parquet.iter_batches(use_threads=False):
+                    expansion = Expansion(file)
+                    for batch in parquet.iter_batches(_ARROW_ROWS, use_threads=False):
+                        expansion.add(batch.nbytes, len(batch))
+                        batch.validate(full=True)  # what is read from the map is not looked at
                         stream.write_batch(batch)
                 self._batches = list(pyarrow.ipc.open_stream(pyarrow.memory_map(copy.name)))
         except pyarrow.ArrowException as error:
             raise DataError(f"{file}: not Parquet: {error}") from None
+        except (MemoryError, UntrustedError) as error:
+            raise DataError(f"{file}: cannot be read: {error}") from None
         pyarrow.default_memory_pool().release_unused()
         sizes = (batch.num_rows for batch in self._batches)
         self._starts = list(itertools.accumulate(sizes, initial=0))
@@ -237,6 +246,8 @@ def _find_lines(stream: IO[bytes]) -> tuple[np.ndarray, np.ndarray]:
     rest = b""
     while True:
         chunk = stream.read(_CHUNK)
+        if len(rest) > LONGEST_LINE:
+            raise UntrustedError(f"a line of more than {LONGEST_LINE:,} bytes")
         content = np.frombuffer(rest + chunk, np.uint8)
         if not len(content):
             break
@@ -274,8 +285,8 @@ def _is_array(file: pathlib.Path) -> bool:
 
 def _text(file: pathlib.Path) -> IO[str]:
     # Bytes that are not UTF-8 pass as surrogates, so that the row that holds them can be named.
-    opener = gzip.open if file.suffix.lower() == ".gz" else open
-    return opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape")
+    stream = unpack(file) if file.suffix.lower() == ".gz" else open(file, "rb")  # noqa: SIM115
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape")
 
 
 def _read_array(file: pathlib.Path) -> Iterator[PlacedRow]:
@@ -283,7 +294,6 @@ def _read_array(file: pathlib.Path) -> Iterator[PlacedRow]:
 
     Raises: DataError where it is no JSON, since nothing behind that place can be read.
     """
-    decode = json.JSONDecoder().raw_decode
     with _text(file) as stream:
         text, position = "", 0
         for number in itertools.count(1):
@@ -294,12 +304,15 @@ def _read_array(file: pathlib.Path) -> Iterator[PlacedRow]:
                     begin = separator.match(text, position)
                     if not begin:
                         raise ValueError("the rows of an array must stand between commas")
-                    record, end = decode(text, begin.end())
+                    record, end = decode_json(text, begin.end())
                     if end < len(text):  # a number at the end might go on
                         break
                     fault = ValueError("the array does not end")
                 except (ValueError, RecursionError) as error:
                     fault = getattr(error, "msg", error)  # its position is the buffer's
+                if len(text) - position > LONGEST_LINE:
+                    fault = f"a row of more than {LONGEST_LINE:,} characters"
+                    raise DataError(f"{where}: not JSON that is read: {fault}") from None
                 more = stream.read(max(_CHUNK, len(text) - position))
                 if not more:
                     if ending.fullmatch(text, position):
@@ -307,6 +320,6 @@ def _read_array(file: pathlib.Path) -> Iterator[PlacedRow]:
                     raise DataError(f"{where}: not JSON: {fault}") from None
                 text, position = text[position:] + more, 0
             if not isinstance(record, dict):
-                record = DataError(f"{where}: a row must be a JSON object, and is {record!r:.80}")
+                record = DataError(f"{where}: a row must be a JSON object, and is {shown(record)}")
             yield where, record
             position = end
