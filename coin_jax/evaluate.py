@@ -44,6 +44,7 @@ from coin_jax.lexicons import Choice, choose_lexicon
 from coin_jax.parallel import distributed
 from coin_jax.parallel.mesh import make_mesh
 from coin_jax.parallel.sharding import replicated
+from coin_jax.parallel.share import tell
 from coin_jax.predictor import Predictor
 from coin_jax.progress import Count, progress_bar
 from coin_jax.robustness.evaluation import Contestant, Scoring, Settings, ask, expand, run_attacks
@@ -176,7 +177,7 @@ class SharedStore(PredictionStore):
         file = io.BytesIO()
         if known is not None:
             np.savez(file, **{name: a for name, a in known._asdict().items() if a is not None})
-        told = distributed.tell(file.getvalue() if known is not None else None)
+        told = tell(file.getvalue() if known is not None else None)
         if told is None:
             return None
         with np.load(io.BytesIO(told), allow_pickle=False) as arrays:
@@ -184,7 +185,7 @@ class SharedStore(PredictionStore):
 
     def read_record(self, key: str) -> dict[str, Any] | None:
         known = super().read_record(key) if distributed.is_main() else None
-        told = distributed.tell(None if known is None else json.dumps(known).encode())
+        told = tell(None if known is None else json.dumps(known).encode())
         return None if told is None else json.loads(told)
 
     def _replace(self, name: str, write: Any) -> None:

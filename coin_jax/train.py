@@ -40,6 +40,7 @@ from coin_jax.model.t5 import T5
 from coin_jax.objective import make_method
 from coin_jax.parallel import distributed
 from coin_jax.parallel.mesh import make_mesh
+from coin_jax.parallel.share import Agreement, Share
 from coin_jax.predictor import Predictor
 from coin_jax.robustness.evaluation import Contestant, Settings, ask, expand
 from coin_jax.robustness.results import Run, summary
@@ -66,7 +67,7 @@ def run(config: Config, console: Console) -> int:
     check_writers(config)
     directory = config.run_directory
     directory.mkdir(parents=True, exist_ok=True)
-    share = distributed.Share.of(mesh)
+    share = Share.of(mesh)
     distributed.check_shared(directory)
 
     with (
@@ -123,7 +124,7 @@ def run(config: Config, console: Console) -> int:
                 Throughput(peak),
                 console,
                 unlogged,
-                distributed.Agreement(mesh),
+                Agreement(mesh),
             )
             statistics = share.total(batches.statistics())
 
@@ -152,9 +153,7 @@ def run(config: Config, console: Console) -> int:
     return 0
 
 
-def choose_shards(
-    config: Config, saved: Config | None, share: distributed.Share, console: Console
-) -> Config:
+def choose_shards(config: Config, saved: Config | None, share: Share, console: Console) -> Config:
     """One shard means as many as the run began with, or else as the processes need.
 
     Raises ConfigError where the processes cannot share them out evenly.
@@ -283,7 +282,7 @@ def open_pipeline(
     mixture: Mixture | None,
     config: Config,
     position: dict[str, int] | None,
-    share: distributed.Share,
+    share: Share,
 ) -> BatchPipeline:
     """This process's batches from `position` on, or from the start. Raises ConfigError."""
     try:

@@ -55,14 +55,14 @@ def cluster(count, *arguments, devices=1, script=None, **more):
             process.communicate()
 
 
-def endings(processes, timeout=120):
+def endings(processes, timeout=600):
     """(exit status, stdout, stderr) of each, once all have ended."""
     deadline = time.monotonic() + timeout
     texts = [process.communicate(timeout=deadline - time.monotonic()) for process in processes]
     return [(process.returncode, *text) for process, text in zip(processes, texts, strict=True)]
 
 
-def wait_for(condition, processes, timeout=120):
+def wait_for(condition, processes, timeout=600):
     """Returns when `condition()` holds; fails where a process ends before."""
     deadline = time.monotonic() + timeout
     while not condition():
