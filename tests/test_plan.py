@@ -5,6 +5,7 @@ import importlib.util
 import io
 import math
 import os
+import pathlib
 
 import jax
 import numpy as np
@@ -35,6 +36,7 @@ from coin_jax.planning.program import (
 )
 from coin_jax.training.throughput import PEAK_FLOPS
 
+ROOT = pathlib.Path(__file__).parent.parent
 TINY = Config(
     name="tiny",
     model=ModelConfig(
@@ -480,6 +482,31 @@ def test_the_command_compares_meshes_and_batches(tmp_path, monkeypatch, capsys):
     assert "Meshes and remat policies for 16 rows on h100:8" in text
     assert "Batches on mesh 2 x 2 x 2, remat full" in text
     assert text.count("->") == 2
+
+
+MACHINES = {
+    "v4-8": "v4:2x2x1",
+    "v5e-16": "v5e:4x4",
+    "v5e-256": "v5e:16x16",
+    "v5p-128": "v5p:4x4x4",
+    "v6e-16": "v6e:4x4",
+    "h100-8": "h100:8",
+}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("size", ["small", "base", "large", "xl", "xxl"])
+def test_flan_t5_fits_every_machine_that_its_config_names(machine, size, capsys):
+    config = f"{ROOT / 'configs' / 'flan_t5.py'}:{size},{machine}"
+    arguments = ["--config", config, "--topology", MACHINES[machine], "--arithmetic"]
+    assert command.main([*arguments, "--only", "--markdown"]) == 0
+    assert f"| flan_t5_{size}_{machine} | {MACHINES[machine]} | 1 x " in capsys.readouterr().out
+
+
+def test_a_machine_that_is_not_planned_for_is_refused(capsys):
+    config = f"{ROOT / 'configs' / 'flan_t5.py'}:xl,v9-8"
+    assert command.main(["--config", config, "--topology", "h100:8"]) == 1
+    assert "there is no machine 'v9-8'; machines: v4-8, " in capsys.readouterr().err
 
 
 def test_a_topology_that_is_none_ends_in_one_sentence(tmp_path, capsys):

@@ -107,9 +107,9 @@ def relative_bias(
 ) -> jax.Array:
     """The bias of scores between all positions, float32 [1, N, T, S].
 
-    Two ways to the same numbers. On CPU, T + S rows are looked up and shifted; XLA for TPU has no
-    good reshapes for that (in a train step they were most of its compile time, and 57 MB of code)
-    and gets a product. Neither looks up T * S rows, whose gradient would be a slow scatter.
+    Two ways to the same numbers. On CPU, T + S rows are looked up and shifted; the TPU compiler has
+    no good reshapes for that (docs/plan.md) and gets a product. Neither looks up T * S rows, whose
+    gradient would be a slow scatter.
     """
     offsets = np.arange(key_length)[None, :] - np.arange(query_length)[:, None]
     buckets_TxS = relative_buckets(offsets, bidirectional, len(table_KxN), max_distance)
