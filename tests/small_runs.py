@@ -1,7 +1,9 @@
 """Runs of the real training loop on a model and data of a few numbers, and ways to end them."""
 
 import dataclasses
+import os
 import shutil
+import threading
 import time
 
 import jax
@@ -79,6 +81,7 @@ class Job:
         self.directory.mkdir(parents=True, exist_ok=True)
         state, position, sums = new_state(self._everywhere), None, None
         with Checkpoints(self.directory, self.config.checkpoint, self.said.append) as checkpoints:
+            self.wait_for_saves = checkpoints.wait
             if checkpoints.latest_step is not None:
                 described = jax.tree.map(
                     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
@@ -132,11 +135,14 @@ def kill_at(number):
     return before
 
 
-def wait_until(happened):
-    deadline = time.monotonic() + 20
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def send_soon(number):
+    threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
+
+
+def hang():
+    """Does not return for longer than any test waits; signals are answered meanwhile."""
+    for _ in range(2000):
+        time.sleep(0.1)
 
 
 def broken_at(number, where):
