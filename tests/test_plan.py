@@ -521,6 +521,7 @@ def test_without_the_tpu_compiler_one_sentence_says_what_to_install(monkeypatch)
         parse_topology("v5e:2x2").devices()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU compiler, libtpu, is not installed"
 )
