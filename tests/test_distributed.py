@@ -260,7 +260,7 @@ with distributed.together(str):
 def meeting(tmp_path, who, what, count=2):
     """(seconds it took, endings) of processes of which `who` fails or is killed."""
     (tmp_path / "meeting.py").write_text(MEETING)
-    more = {"COIN_JAX_HEARTBEAT_TIMEOUT": "8", "PYTHONPATH": str(ROOT)}
+    more = {"COIN_JAX_HEARTBEAT_TIMEOUT": "6", "PYTHONPATH": str(ROOT)}
     with cluster(count, who, what, script=tmp_path / "meeting.py", **more) as processes:
         while processes[who].stdout.readline() != "there\n":
             assert processes[who].poll() is None
@@ -273,6 +273,7 @@ def meeting(tmp_path, who, what, count=2):
 def test_when_a_process_is_killed_the_others_end_with_a_sentence(tmp_path):
     ((status, _, err), _), took = meeting(tmp_path, 1, "killed")
     assert (status, took < 20) == (1, True)
+    assert "process 1 has not been heard of for 6 s" in err
     assert "the same command goes on from there" in err
     assert "Traceback" not in err
     assert "stack trace" not in err

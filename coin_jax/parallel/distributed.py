@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import pathlib
 import re
@@ -37,6 +38,8 @@ from coin_jax.config import ConfigError
 EXPLICIT = ("COIN_JAX_COORDINATOR", "COIN_JAX_PROCESSES", "COIN_JAX_PROCESS")
 BEATS = 8
 """Signs of life within a heartbeat timeout."""
+_DAY = 24 * 3600 * 1000
+_barriers = itertools.count()  # one name is good for one barrier
 _ENDED, _ALIVE, _LEFT = "coin_jax/ended", "coin_jax/alive", "coin_jax/left"
 
 
@@ -190,9 +193,12 @@ def is_main() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Returns when every process has come here."""
+    """Returns when every process has come here.
+
+    Not a collective of the devices: those give up where one of them reads data for an hour.
+    """
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        _client().wait_at_barrier(f"coin_jax/{name}/{next(_barriers)}", _DAY)
 
 
 @contextlib.contextmanager
@@ -337,7 +343,8 @@ class _Watch:
             _end()
 
     def _live(self) -> None:
-        seen: dict[str, tuple[str, int]] = {}
+        # Of each process: its last sign, and how many looks ago it was new.
+        seen = {str(process): ("", 0) for process in range(jax.process_count())}
         for beat in range(sys.maxsize):
             if self.finishing.wait(self._beat):
                 return
@@ -348,13 +355,14 @@ class _Watch:
 
     def _judge(self, seen: dict[str, tuple[str, int]]) -> None:
         """Counts looks and not seconds: after a pause of its own nobody else is late."""
-        for name, sign in self._client.key_value_dir_get(_ALIVE):
-            last, unchanged = seen.get(name, ("", 0))
-            unchanged = 0 if sign != last else unchanged + 1
-            seen[name] = sign, unchanged
+        signs = self._client.key_value_dir_get(_ALIVE)
+        signs = {name.rsplit("/", 1)[-1]: sign for name, sign in signs}
+        for process, (last, unchanged) in seen.items():
+            sign = signs.get(process, "")
+            unchanged = unchanged + 1 if sign == last else 0
+            seen[process] = sign, unchanged
             if unchanged >= BEATS:
-                number = name.rsplit("/", 1)[-1]
-                said = f"process {number} has not been heard of for {self._silence} s"
+                said = f"process {process} has not been heard of for {self._silence} s"
                 with contextlib.suppress(Exception):
                     self._client.key_value_set(_ENDED, said)
 
