@@ -174,7 +174,7 @@ def train(
                 if alone:
                     keep()
                     checkpoints.wait()
-                if isinstance(error, OSError | DataError):
+                if isinstance(error, OSError) or (isinstance(error, DataError) and saved_at):
                     raise _data_failed(error, saved_at) from error
                 raise
             placed = place(batch)
@@ -207,4 +207,6 @@ def _data_failed(error: Exception, saved: int | None) -> RunStoppedError:
     on = "nothing was saved before"
     if saved:
         on = f"step {saved} is saved, and the same command goes on from there"
-    return RunStoppedError(f"The data cannot be read any more: {error}. Bring it back; {on}.")
+    if isinstance(error, OSError):
+        return RunStoppedError(f"The data cannot be read any more: {error}. Bring it back; {on}.")
+    return RunStoppedError(f"{error}\n{on[0].upper()}{on[1:]}.")
