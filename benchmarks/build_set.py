@@ -13,7 +13,6 @@ import argparse
 import json
 import multiprocessing
 import pathlib
-import resource
 import tempfile
 import time
 
@@ -63,17 +62,21 @@ def measure(folder: pathlib.Path, near_duplicate: float) -> dict[str, float]:
         files=(str(folder / "rows.jsonl"),), template_files=(str(folder / "templates.json"),)
     )
     config = SetConfig(sources=(source,), filters=FilterConfig(near_duplicate=near_duplicate))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began, used = time.perf_counter(), time.process_time()
     manifest = build(config, folder / "set", overwrite=True)
     return {
         "seconds": time.perf_counter() - began,
         "cpu": time.process_time() - used,
-        "before": before / 1024,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak": peak_kilobytes() / 1024,
         "rows": sum(sum(split.rows_of_task) for split in manifest.splits.values()),
         "bytes": sum(shard.bytes for split in manifest.splits.values() for shard in split.shards),
     }
+
+
+def peak_kilobytes() -> int:
+    """Of this process alone; `ru_maxrss` would count what its parent had when it was forked."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])
 
 
 def main() -> None:
@@ -84,8 +87,7 @@ def main() -> None:
     console = rich.console.Console()
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, title="Building a contrastive set")
     for name in ("rows", "dedup", "written", "rows/s", "CPU s", "MB on disk", "peak MiB"):
-        table.add_column(name, justify="right")
-    table.add_column("of it before", justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for rows in arguments.rows:
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
@@ -101,7 +103,6 @@ def main() -> None:
                     f"{found['cpu']:.1f}",
                     f"{found['bytes'] / 1e6:,.1f}",
                     f"{found['peak']:,.0f}",
-                    f"{found['before']:,.0f}",
                 )
     console.print(table)
 

@@ -43,6 +43,8 @@ def print_results(
     if accuracy is not None:
         console.print(accuracy_table(accuracy))
     facts = Table.grid(padding=(0, 2))
+    facts.add_column()
+    facts.add_column(overflow="fold")  # a path that is cut is of no use
     if speeds := [r for r in read_metrics(metrics_path) if "train/tokens_per_second" in r]:
         # The median: the first record includes compilation.
         middle = sorted(speeds, key=lambda r: r["train/tokens_per_second"])[len(speeds) // 2]
@@ -63,7 +65,7 @@ def print_results(
 def accuracy_table(accuracy: Any) -> Table:
     """Per task and on average: mean, worst and standard deviation over wordings, in percent."""
     table = Table(title="Accuracy over wordings of the same instructions, %", title_justify="left")
-    table.add_column("task")
+    table.add_column("task", overflow="fold")
     table.add_column("majority", justify="right", style="dim")
     for group in ("seen", "unseen"):
         for statistic in ("mean", "worst", "std"):
