@@ -76,7 +76,14 @@ def create_state(
             lambda key: new_state(model.init(key), optimizer, config), out_shardings=shardings
         )
         return make(jax.random.key(config.seed))
-    params = jax.device_put(params, shardings.params)
+    # Not device_put, which compares the arrays of all processes first.
+    params = jax.tree.map(
+        lambda array, sharding: jax.make_array_from_callback(
+            array.shape, sharding, lambda index: array[index]
+        ),
+        params,
+        shardings.params,
+    )
     make = jax.jit(
         lambda params: new_state(params, optimizer, config),
         in_shardings=(shardings.params,),
