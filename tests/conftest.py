@@ -32,3 +32,9 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="takes minutes: pytest --slow"))
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A user's cache that nothing was put into before: the same set may have been mapped there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -33,6 +33,9 @@ from coin_jax.data.set_format import (
 from coin_jax.data.sources import DataError
 from coin_jax.data.tokenizer import ByteTokenizer
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+NO_MAP = shutil.ignore_patterns(".mapped")
+
 WEATHER = InstructionTask(
     "weather",
     ("report", "place"),
@@ -404,7 +407,7 @@ def test_the_map_is_made_once(three_tasks, monkeypatch):
 @pytest.mark.parametrize("name", ["train.arrow", "train.npz", "evaluation.arrow"])
 @pytest.mark.parametrize("damage", ["cut", "gone", "empty"])
 def test_a_damaged_map_is_made_again(three_tasks, tmp_path, name, damage):
-    folder = shutil.copytree(three_tasks, tmp_path / "copy")
+    folder = shutil.copytree(three_tasks, tmp_path / "copy", ignore=NO_MAP)
     expected = texts(load_set(folder, 0).get(50, 0))
     (path,) = (folder / ".mapped").glob(f"*/{name}")
     content = path.read_bytes()
@@ -414,13 +417,9 @@ def test_a_damaged_map_is_made_again(three_tasks, tmp_path, name, damage):
     assert texts(load_set(folder, 0).get(50, 0)) == expected
 
 
-def test_a_set_that_cannot_be_written_to_is_mapped_in_the_users_cache(
-    three_tasks, tmp_path, monkeypatch
-):
-    folder = tmp_path / "set"
-    shutil.copytree(three_tasks, folder, ignore=shutil.ignore_patterns(".mapped"))
+def test_a_read_only_set_is_mapped_in_the_users_cache(three_tasks, tmp_path, monkeypatch):
+    folder = shutil.copytree(three_tasks, tmp_path / "set", ignore=NO_MAP)
     (folder / ".mapped").write_text("in the way")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert len(load_set(folder, 0)) == 72
     assert list((tmp_path / "cache" / "coin_jax" / "sets").glob("*/train.arrow"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "manifest.json"))

@@ -288,7 +288,7 @@ def test_a_bad_row_of_flan_is_an_error_in_its_place(flan, tmp_path):
     found = {error for error in map(str, instances(source)) if error.startswith(str(file))}
     assert {error.removeprefix(str(file))[:45] for error in found} == {
         ":2: `inputs` is empty",
-        ":3: not JSON: Expecting property name enclose",
+        ":3: not JSON in UTF-8: Expecting property nam",
         ":4: `targets` is not valid UTF-8 at character",
         ":5: target 'perhaps' of task 'river' is none ",
     }

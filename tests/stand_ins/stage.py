@@ -72,6 +72,9 @@ class Stage:
             env=self.environment,
             cwd=self.folder,
             start_new_session=True,
+            # Where the tests run in the background of a shell, Ctrl-C is ignored, and bash hands
+            # that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def wait_for(self, text: str, seconds: float = 20) -> None:
