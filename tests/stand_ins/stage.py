@@ -64,18 +64,21 @@ class Stage:
 
     def begin(self, script: str, *arguments: object) -> subprocess.Popen:
         """Starts it as a terminal would: in a process group that Ctrl-C reaches."""
-        return subprocess.Popen(
-            self.command(script, *arguments),
-            stdout=(self.folder / "shown").open("w"),
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=self.environment,
-            cwd=self.folder,
-            start_new_session=True,
-            # Where the tests run in the background of a shell, Ctrl-C is ignored, and bash hands
-            # that on.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        # Where the tests run in the background of a shell, Ctrl-C is ignored, and programs hand
+        # that on; a handler of ours they do not.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return subprocess.Popen(
+                self.command(script, *arguments),
+                stdout=(self.folder / "shown").open("w"),
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=self.environment,
+                cwd=self.folder,
+                start_new_session=True,
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def wait_for(self, text: str, seconds: float = 20) -> None:
         """Until what `begin` shows holds `text`."""
