@@ -3,12 +3,14 @@
     python -m benchmarks.scoring                      # a T5-small shape, random weights
     python -m benchmarks.scoring --shape quickstart   # the quickstart's
 
-Four ways of asking the same questions of the same model, in one run after compilation:
+Ways of asking the same questions of the same model, in one run after compilation:
 
     one call a prompt and answer    the encoder runs for each answer
     one call a prompt               the encoder is shared between the answers
     one call                        prompts batched and sorted by length as well
     generation, one call a prompt   what comparing generated answers costs, greedy, 8 tokens
+    the same by transformers        generate of its PyTorch T5 with the same weights, as the usual
+                                    evaluation scripts ask; where torch is installed
 
 Prompt lengths are log-normal with median 70 like FLAN's, cut at 128; answers have a token a word.
 How far batching helps depends on what a call costs besides arithmetic: on two cores a T5-small's
@@ -18,12 +20,15 @@ single prompt is arithmetic for the most part, a small model's is overhead.
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import tempfile
 import time
 
 import jax
 import numpy as np
 
 from coin_jax.config import ModelConfig
+from coin_jax.model import huggingface
 from coin_jax.model.t5 import T5
 from coin_jax.predictor import Predictor
 
@@ -62,6 +67,15 @@ class WordTokenizer:
         return " ".join(map(str, ids))
 
 
+def transformers_model(model: T5, params):
+    """transformers' T5 with these weights."""
+    import transformers
+
+    with tempfile.TemporaryDirectory() as folder:
+        huggingface.save(folder, model.config, params)
+        return transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="small")
@@ -93,12 +107,27 @@ def main() -> None:
         for prompt in prompts:
             predictor.generate([prompt], max_new_tokens=8)
 
+    reference = None
+    if importlib.util.find_spec("torch"):
+        reference = transformers_model(model, params)
+
+    def generated_by_transformers() -> None:
+        import torch
+
+        with torch.inference_mode():
+            for prompt in prompts:
+                reference.generate(
+                    input_ids=torch.tensor([prompt]), max_new_tokens=8, do_sample=False
+                )
+
     ways = {
         "one call a prompt and answer": by_answer,
         "one call a prompt": by_prompt,
         "one call": at_once,
         "generation, one call a prompt": generated,
     }
+    if reference is not None:
+        ways["the same by transformers"] = generated_by_transformers
     results, seconds = {}, {}
     for name, ask in ways.items():
         ask()  # compiles
