@@ -393,16 +393,13 @@ def problems(config: Config) -> Iterator[str]:
         "output",
         "a folder of the file system; mount a bucket to write to it",
     )
-    yield from refuse_unless(
-        config.batch.rows % config.batch.shards == 0,
-        "batch.shards",
-        f"a divisor of batch.rows ({config.batch.rows})",
-    )
-    yield from refuse_unless(
-        config.batch.rows % config.optimizer.accumulation_steps == 0,
-        "optimizer.accumulation_steps",
-        f"a divisor of batch.rows ({config.batch.rows})",
-    )
+    for path in ("batch.shards", "optimizer.accumulation_steps"):
+        yield from refuse_unless(
+            value(path) < 1 or config.batch.rows % value(path) == 0,  # below 1 is said above
+            path,
+            f"a divisor of batch.rows ({config.batch.rows})",
+        )
+    shard_rows = config.batch.rows // max(1, config.batch.shards)
     yield from refuse_unless(config.batch.window <= 64, "batch.window", "at most 64")
     yield from refuse_unless(config.seed < 2**31, "seed", "below 2**31")
     for token in ("pad", "eos", "decoder_start"):
@@ -450,21 +447,17 @@ def problems(config: Config) -> Iterator[str]:
             "objective.method",
             "'cross_entropy': plain text holds no pairs (data.source = 'text')",
         )
-    elif (
-        config.objective.method == "coin"
-        and config.batch.rows // config.batch.shards * (config.batch.segments_per_row) < 4
-    ):
+    elif config.objective.method == "coin" and shard_rows * config.batch.segments_per_row < 4:
         yield (
             f"batch.rows x batch.segments_per_row = {config.batch.rows} x "
             f"{config.batch.segments_per_row} in {config.batch.shards} shards: each shard must "
             "hold the 4 sequences of a contrastive set"
         )
     if config.batch.shards > 1:
-        rows = config.batch.rows // config.batch.shards
         yield from refuse_unless(
-            rows * config.batch.segments_per_row % 2 == 0,
+            shard_rows * config.batch.segments_per_row % 2 == 0,
             "batch.segments_per_row",
-            f"even, where a shard has an odd number of rows ({rows})",
+            f"even, where a shard has an odd number of rows ({shard_rows})",
         )
     if config.checkpoint.keep_best:
         yield from refuse_unless(

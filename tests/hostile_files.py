@@ -6,6 +6,7 @@ a file that gets around the bounds takes its process down.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pathlib
@@ -331,7 +332,8 @@ def mutated(document: Any, draw: random.Random) -> Any:
                 nasty = draw.choice([value for value in NASTY if isinstance(value, str)])
                 holder[last] = holder[last][:begin] + nasty + holder[last][begin:]
             case _:
-                holder[last] = draw.choice(NASTY)
+                # A copy: a later change within it would change it for all, or put it into itself.
+                holder[last] = copy.deepcopy(draw.choice(NASTY))
     return document
 
 

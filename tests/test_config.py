@@ -118,6 +118,8 @@ REFUSED = [
         for value in (-0.1, 1.0)
     ],
     ({"optimizer.accumulation_steps": -2}, "optimizer.accumulation_steps", "-2", "at least 1"),
+    ({"optimizer.accumulation_steps": 0}, "optimizer.accumulation_steps", "0", "at least 1"),
+    ({"batch.shards": 0}, "batch.shards", "0", "at least 1"),
     ({"optimizer.accumulation_steps": 3}, "optimizer.accumulation_steps", "3", "divisor of"),
     ({"batch.shards": 3}, "batch.shards", "3", "a divisor of batch.rows (16)"),
     ({"batch.shards": -1}, "batch.shards", "-1", "at least 1"),
