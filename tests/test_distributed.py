@@ -258,16 +258,22 @@ with distributed.together(str):
 
 
 def meeting(tmp_path, who, what, count=2):
-    """(seconds it took, endings) of processes of which `who` fails or is killed."""
+    """(endings, seconds until the others' ends) of processes of which `who` fails, is killed or
+    stopped."""
     (tmp_path / "meeting.py").write_text(MEETING)
     more = {"COIN_JAX_HEARTBEAT_TIMEOUT": "6", "PYTHONPATH": str(ROOT)}
     with cluster(count, who, what, script=tmp_path / "meeting.py", **more) as processes:
         while processes[who].stdout.readline() != "there\n":
             assert processes[who].poll() is None
         begin = time.monotonic()
-        if what == "killed":
-            processes[who].kill()
-        return endings(processes), time.monotonic() - begin
+        if what in ("killed", "stopped"):
+            processes[who].send_signal(signal.SIGKILL if what == "killed" else signal.SIGSTOP)
+        for number, process in enumerate(processes):
+            if number != who or what == "fails":
+                process.wait(timeout=60)
+        took = time.monotonic() - begin
+        processes[who].kill()
+        return endings(processes), took
 
 
 def test_when_a_process_is_killed_the_others_end_with_a_sentence(tmp_path):
@@ -277,6 +283,26 @@ def test_when_a_process_is_killed_the_others_end_with_a_sentence(tmp_path):
     assert "the same command goes on from there" in err
     assert "Traceback" not in err
     assert "stack trace" not in err
+
+
+@pytest.mark.parametrize(
+    ("what", "happened"),
+    [
+        ("killed", r"is gone \(Connection refused\); its own output"),
+        ("stopped", "has not been heard of for 6 s"),
+    ],
+)
+def test_without_process_0_the_others_end_with_a_sentence(tmp_path, what, happened):
+    """It is the coordinator: JAX aborts the others when it goes."""
+    (_, *others), took = meeting(tmp_path, 0, what, count=3)
+    assert took < 20
+    for status, _, err in others:
+        assert status == 1
+        said = r"This process stops, because process 0, the coordinator at 127\.0\.0\.1:\d+, "
+        assert len(re.findall(said, err)) == 1
+        *_, cause, remedy = err.splitlines()  # the last word, whatever JAX wrote before
+        assert re.match(said + happened, cause)
+        assert remedy == "What was saved before is whole; the same command goes on from there."
 
 
 def test_a_fault_of_one_process_is_told_by_all(tmp_path):
