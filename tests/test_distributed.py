@@ -249,6 +249,8 @@ import jax
 with distributed.together(str):
     for turn in range(1000):
         distributed.barrier("here")
+        if sys.argv[2] == "differs":
+            distributed.check_same("suite", str(jax.process_index()))
         if turn == 3 and jax.process_index() == int(sys.argv[1]):
             print("there", flush=True)
             if sys.argv[2] == "fails":
@@ -261,15 +263,15 @@ def meeting(tmp_path, who, what, count=2):
     """(endings, seconds until the others' ends) of processes of which `who` fails, is killed or
     stopped."""
     (tmp_path / "meeting.py").write_text(MEETING)
-    more = {"COIN_JAX_HEARTBEAT_TIMEOUT": "6", "PYTHONPATH": str(ROOT)}
+    more = {"COIN_JAX_HEARTBEAT_TIMEOUT": "6"}
     with cluster(count, who, what, script=tmp_path / "meeting.py", **more) as processes:
-        while processes[who].stdout.readline() != "there\n":
+        while what != "differs" and processes[who].stdout.readline() != "there\n":
             assert processes[who].poll() is None
         begin = time.monotonic()
         if what in ("killed", "stopped"):
             processes[who].send_signal(signal.SIGKILL if what == "killed" else signal.SIGSTOP)
         for number, process in enumerate(processes):
-            if number != who or what == "fails":
+            if number != who or what in ("fails", "differs"):
                 process.wait(timeout=60)
         took = time.monotonic() - begin
         processes[who].kill()
@@ -310,6 +312,13 @@ def test_a_fault_of_one_process_is_told_by_all(tmp_path):
     assert (other, faulty, took < 20) == (1, 1, True)
     assert err == "the disk is full\n"
     assert re.match(r"This process stops, because process 1 \(.*\) ended: the disk is full", heard)
+
+
+def test_processes_that_read_different_things_are_told_apart_before_they_wait(tmp_path):
+    ((other, _, heard), (_, _, err)), _ = meeting(tmp_path, 1, "differs")
+    assert other == 1
+    assert re.match(r"process 1 \(.*\) has another suite than process 0: all of them need", err)
+    assert "process 1 (" in heard
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ import ctypes
 import dataclasses
 import faulthandler
 import functools
+import hashlib
 import itertools
 import os
 import pathlib
@@ -235,6 +236,24 @@ def check_shared(folder: pathlib.Path) -> None:
     barrier("probe read")
     if is_main():
         probe.unlink()
+
+
+def check_same(what: str, content: str) -> None:
+    """Raises ConfigError in a process where `content` is another than in process 0.
+
+    Processes that disagree about what comes next would wait for each other for ever.
+    """
+    if jax.process_count() == 1:
+        return
+    name = f"coin_jax/same/{next(_barriers)}"
+    digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+    if is_main():
+        _client().key_value_set(name, digest)
+    elif _client().blocking_key_value_get(name, _DAY) != digest:
+        raise ConfigError(
+            f"process {jax.process_index()} ({socket.gethostname()}) has another {what} than "
+            "process 0: all of them need the same command, the same files and the same packages"
+        )
 
 
 # --- how they end -----------------------------------------------------------------------------
