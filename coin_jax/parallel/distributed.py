@@ -392,7 +392,7 @@ class _Watch:
                     continue
             if not said or self.finishing.is_set():
                 return
-            _say(f"This process stops, because {said}\n{_REMEDY}")
+            _say(f"This process stops, because {said}")
             end()
 
     def _of_the_coordinator(self) -> str | None:
@@ -400,10 +400,9 @@ class _Watch:
         from jax._src import distributed
 
         address = distributed.global_state.coordinator_address
+        main = f"process 0, the coordinator at {address},"
         if self._unanswered >= self._patience:
-            return f"process 0, the coordinator at {address}, has not been heard of for " + (
-                f"{self._silence} s"
-            )
+            return f"{main} has not been heard of for {self._silence} s\n{_REMEDY}"
         if self._unanswered > 1:
             host, _, port = address.rpartition(":")
             try:
@@ -412,9 +411,7 @@ class _Watch:
                 pass  # it may be busy
             except OSError as error:
                 reason = error.strerror or error
-                return f"process 0, the coordinator at {address}, is gone ({reason}); its own " + (
-                    "output says why, if it could"
-                )
+                return f"{main} is gone ({reason}); its own output says why, if it could\n{_REMEDY}"
         return None
 
     def _live(self) -> None:
@@ -438,7 +435,7 @@ class _Watch:
             unchanged = unchanged + 1 if sign == last else 0
             seen[process] = sign, unchanged
             if unchanged >= self._patience:
-                said = f"process {process} has not been heard of for {self._silence} s"
+                said = f"process {process} has not been heard of for {self._silence} s\n{_REMEDY}"
                 with contextlib.suppress(Exception):
                     self._client.key_value_set(_ENDED, said)
 
