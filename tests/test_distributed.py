@@ -378,5 +378,5 @@ def test_four_processes_go_on_from_one_on_a_mesh_that_cuts_everything(configs, a
     assert_same_losses(directory, alone)
     assert predictions(directory) == predictions(alone)
     found, wanted = (load_parameters(folder)[1] for folder in (directory, alone))
-    near = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+    near = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
     jax.tree.map(near, found, wanted)

@@ -19,7 +19,6 @@ import contextlib
 import ctypes
 import dataclasses
 import faulthandler
-import functools
 import hashlib
 import itertools
 import os
@@ -361,7 +360,7 @@ class _Watch:
         self.finishing = threading.Event()
         self._threads = [
             threading.Thread(target=work, name="watch", daemon=True)
-            for work in (self._listen, self._live)
+            for work in (self._count, self._live)
         ]
 
     def start(self) -> None:
@@ -371,29 +370,17 @@ class _Watch:
     def finish(self) -> None:
         """A thread that waits in native code when Python ends would abort the process."""
         self.finishing.set()
-        if self._main:
-            self._client.key_value_set(_ENDED, "")
         for thread in self._threads:
             thread.join()
 
-    def _listen(self) -> None:
-        while not self.finishing.is_set():
-            end = _end
-            try:
-                said = self._client.blocking_key_value_get(_ENDED, int(1000 * self._beat))
-            except Exception as error:
-                if "DEADLINE_EXCEEDED" not in str(error):
-                    self.finishing.wait(self._beat)
-                # Nothing was said, or nobody is there: where JAX has noticed that, calls get no
-                # answer, not even an error.
-                self._unanswered += 1
-                said, end = self._of_the_coordinator(), functools.partial(os._exit, 1)
-                if said is None:
-                    continue
-            if not said or self.finishing.is_set():
-                return
-            _say(f"This process stops, because {said}")
-            end()
+    def _count(self) -> None:
+        """Calls nobody: where JAX has noticed that the coordinator is gone, calls never return."""
+        while not self.finishing.wait(self._beat):
+            self._unanswered += 1
+            said = self._of_the_coordinator()
+            if said and not self.finishing.is_set():
+                _say(f"This process stops, because {said}")
+                os._exit(1)
 
     def _of_the_coordinator(self) -> str | None:
         """What has happened to it; None: nothing, as far as can be told."""
@@ -420,11 +407,26 @@ class _Watch:
         for beat in range(sys.maxsize):
             if self.finishing.wait(self._beat):
                 return
-            with contextlib.suppress(Exception):  # the other thread hears of a lost coordinator
+            said = None
+            with contextlib.suppress(Exception):  # the other thread counts what is not answered
                 self._client.key_value_set(f"{_ALIVE}/{self._me}", str(beat), allow_overwrite=True)
-                self._unanswered = 0
                 if self._main:
                     self._judge(seen)
+                said = self._ended()
+                self._unanswered = 0
+            if said and not self.finishing.is_set():
+                _say(f"This process stops, because {said}")
+                _end()
+
+    def _ended(self) -> str | None:
+        """How another process ended. Asked for and not waited for: what a call waits for stays with
+        the coordinator when the call has given up."""
+        try:
+            return self._client.key_value_try_get(_ENDED)
+        except Exception as error:
+            if "NOT_FOUND" in str(error):
+                return None
+            raise
 
     def _judge(self, seen: dict[str, tuple[str, int]]) -> None:
         """Counts looks and not seconds: after a pause of its own nobody else is late."""
