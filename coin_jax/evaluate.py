@@ -172,8 +172,8 @@ class SharedStore(PredictionStore):
     """What process 0 finds in the store all processes find: else they would ask other questions,
     and wait for each other for ever. It alone writes."""
 
-    def read(self, key: str) -> Answered | None:
-        known = super().read(key) if distributed.is_main() else None
+    def read(self, key: str, instances: int, answers: int) -> Answered | None:
+        known = super().read(key, instances, answers) if distributed.is_main() else None
         file = io.BytesIO()
         if known is not None:
             np.savez(file, **{name: a for name, a in known._asdict().items() if a is not None})
