@@ -272,6 +272,11 @@ def steers_terminal(text: str) -> bool:
     return _STEERING.search(text) is not None
 
 
+def is_whole(text: str) -> bool:
+    """Whether a text can be written in UTF-8: JSON can spell half a character."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def has_user(text: str) -> bool:
     """Whether a text holds an address with a user, and perhaps a password, before its host."""
     return _USER.search(text) is not None
