@@ -282,12 +282,16 @@ def _check_config(name: str, folder: pathlib.Path) -> None:
         value = values.pop()
         if isinstance(value, dict):
             for key, inner in value.items():
-                # Either names a kernel as OWNER/NAME; some kinds of numbers bring their own.
-                is_kernel = "implementation" in key and "/" in str(inner)
-                if is_kernel or "kernel_config" in key or key == "quantization_config" and inner:
+                # A kernel is named as OWNER/NAME.
+                if "kernel_config" in key or ("implementation" in key and "/" in str(inner)):
                     raise ValueError(
                         f"{name}: {printable(key)} in its config.json asks for a kernel of the hub,"
                         " which is code"
+                    )
+                if key == "quantization_config" and inner:
+                    raise ValueError(
+                        f"{name} is quantized: what unpacks it may fetch code from the hub; "
+                        "save it in bfloat16"
                     )
                 if key == "auto_map" and inner:
                     raise ValueError(f"{name}: its config.json asks for code of its own (auto_map)")

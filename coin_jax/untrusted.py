@@ -6,6 +6,7 @@ They are far above what the project's own files need; docs/security.md lists the
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import json
@@ -256,7 +257,12 @@ _STEERING = re.compile("[\x00-\x08\x0e-\x1f\x7f\x9b]")
 _USER = re.compile(r"(?<=://)[^/\s\"'<>]*@")
 _QUERY = re.compile(r"([?&][\w.%-]+=)[^&\s\"'<>]+")
 _SECRET_NAME = re.compile(r"key|token|secret|passw|signature|credential|sig=|auth", re.IGNORECASE)
-_TOKEN = re.compile(r"\b(hf_|sk-)[\w-]{16,}|(?<=Bearer )[^\s\"']{8,}")
+_TOKEN = re.compile(
+    r"\b(hf_|sk-|gh[opsu]_|github_pat_|glpat-|xox[abp]-|AIza|AKIA)(?=[\w-]*\d)[\w-]{16,}"
+    r"|(?<=Bearer )[^\s\"']{8,}"
+)
+_KEY_VARIABLE = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD)$")
+_SHORTEST_KEY = 12
 
 
 def is_name(text: str) -> bool:
@@ -277,13 +283,21 @@ def is_whole(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def has_user(text: str) -> bool:
-    """Whether a text holds an address with a user, and perhaps a password, before its host."""
-    return _USER.search(text) is not None
+@functools.cache
+def _key_variables() -> tuple[str, ...]:
+    usual = ("HF_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY")
+    return tuple({*usual, *filter(_KEY_VARIABLE.search, os.environ)})
 
 
 def without_credentials(text: str) -> str:
-    """The text without the user and password of addresses, and without keys."""
+    """The text without the user and password of addresses, and without keys.
+
+    Keys are what looks like one, and the values of environment variables named as one.
+    """
+    for name in _key_variables():
+        value = os.environ.get(name, "")
+        if len(value) >= _SHORTEST_KEY:
+            text = text.replace(value, "***")
     text = _USER.sub("***@", text)
     text = _QUERY.sub(lambda m: f"{m[1]}***" if _SECRET_NAME.search(m[1]) else m[0], text)
     return _TOKEN.sub("***", text)

@@ -38,7 +38,7 @@ from coin_jax.data.set_format import (
     needed_fields,
 )
 from coin_jax.data.sources import PARQUET_ROWS, DataError
-from coin_jax.untrusted import Expansion, UntrustedError, read_arrays
+from coin_jax.untrusted import Expansion, read_arrays
 
 CHUNK, CHUNK_BYTES = 16_384, 1 << 29
 """Rows and bytes of an Arrow batch at most; 32-bit offsets reach 2 GiB."""

@@ -10,7 +10,7 @@ import pathlib
 import re
 import string
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 

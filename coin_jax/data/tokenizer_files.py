@@ -112,7 +112,9 @@ def _check_document(document: Any) -> None:
     model = model if isinstance(model, dict) else {}
     longest = model.get("max_input_chars_per_word", 0)
     if not isinstance(longest, int) or longest > LONGEST_WORD:
-        raise UntrustedError(f"max_input_chars_per_word is {shown(longest)}; at most {LONGEST_WORD}")
+        raise UntrustedError(
+            f"max_input_chars_per_word is {shown(longest)}; at most {LONGEST_WORD}"
+        )
     pieces = model.get("vocab")
     if isinstance(pieces, list):
         size = sum(len(text.encode("utf-8", "replace")) for _, text in _texts({"": pieces}))
@@ -240,8 +242,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
 
 @contextlib.contextmanager
 def without_panic() -> Iterator[None]:
-    """What tokenizers raises of a text is `Exception` itself; and where a pattern takes too long, it
-    is not even one, and so would pass by everything that handles exceptions."""
+    """What tokenizers raises of a text is `Exception` itself; where a pattern takes too long, it is
+    not even one, and so would pass by everything that handles exceptions."""
     try:
         yield
     except BaseException as error:

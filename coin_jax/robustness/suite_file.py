@@ -150,7 +150,9 @@ class TaskEntry:
     """The column with the label, in TFDS and hub data sets."""
     content: str = ""
     """How the fields are laid out where a prompt has no places for them; a template."""
-    frozen: Annotated[list[Text], pydantic.Field(max_length=MOST_NAMES)] = dataclasses.field(default_factory=list)
+    frozen: Annotated[list[Text], pydantic.Field(max_length=MOST_NAMES)] = dataclasses.field(
+        default_factory=list
+    )
     """Words that perturbations must not touch, besides answers and placeholders."""
     optional: bool = False
     """Left out with a note, not an error, where its data is missing."""

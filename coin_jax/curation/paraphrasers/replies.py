@@ -62,9 +62,7 @@ async def read_content(response: httpx2.Response) -> bytes:
     return bytes(content)
 
 
-def read_reply(
-    response: httpx2.Response, sent: bytes, settings: ChatConfig, key: str
-) -> Reply:
+def read_reply(response: httpx2.Response, sent: bytes, settings: ChatConfig, key: str) -> Reply:
     """The text of an answer and what it cost; `sent` is the response's content.
 
     Raises: NoAnswerError where another try may help, ChatError where none will; neither says the
