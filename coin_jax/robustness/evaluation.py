@@ -215,7 +215,7 @@ def _attacked(
         wording=wording.text,
     )
     record = store.read_record(key)
-    if record is None or not _is_end(record):
+    if record is None or not is_end(record):
         found = attack(
             contestant.scorer,
             task,
@@ -239,7 +239,7 @@ def _attacked(
     return record
 
 
-def _is_end(record: Mapping[str, Any]) -> bool:
+def is_end(record: Mapping[str, Any]) -> bool:
     """Whether a stored record is how an attack ended."""
     match record:
         case {"text": str(text), "clean_accuracy": clean, "accuracy": accuracy, "queries": int()}:

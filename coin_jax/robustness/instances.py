@@ -92,7 +92,7 @@ class Reader:
         return Rows(f"{place} ({split})", rows)
 
     def _local(self, pattern: str, task: str) -> Rows:
-        if glob.has_magic(str(pathlib.PurePath(pattern).parent)):
+        if "**" in pattern or glob.has_magic(str(pathlib.PurePath(pattern).parent)):
             raise DataError(
                 f"data {pattern!r}: * and ? may stand in a file's name; in a folder's they could "
                 "look through all disks"
