@@ -87,7 +87,10 @@ HEAVY = (
     "a_hundred_million_rows_of_nothing", "millions_of_bad_rows", "csv-0", "a_bomb_of_gzip-0",
     "a_bomb_of_gzip-1", "a_bomb_of_gzip-2", "a_bomb_of_gzip-3", "a_tokenizer_with_code-1",
     "an_index_of_safetensors-10", "nothing_but_zero_bytes", "a_line_without_an_end-1",
-    "a_line_without_an_end-2", "a_line_without_an_end-3",
+    "a_line_without_an_end-2", "a_line_without_an_end-3", "a_tokenizer_that_grows-1",
+    "one_text_in_every_row-0", "one_text_in_every_row-1", "a_config-19", "json_as_tokenizer-10",
+    "a_bomb_among_the_sources-0", "a_bomb_among_the_sources-2", "csv-10",
+    "the_end_of_an_attack_of_a_gigabyte",
 )  # fmt: skip
 """Seconds of processor time each."""
 
