@@ -294,7 +294,8 @@ def a_tokenizer_with_a_text_of_megabytes(folder: Folder, what: dict) -> Folder:
       {"normalizer": {"type": "Sequence", "normalizers": [
           {"type": "Prepend", "prepend": "a" * 100}] * 1000}},
       {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKC"}] * 5000}},
-      _pieces("WordPiece", max_input_chars_per_word=10**9), _split("(?:(?:(?:a{900}){900}){900}){9}"),
+      _pieces("WordPiece", max_input_chars_per_word=10**9),
+      _split("(?:(?:(?:a{900}){900}){900}){9}"),
       {"decoder": {"type": "Replace", "pattern": {"String": "w"},
                    "content": "w" * 9000}})  # fmt: skip
 def a_tokenizer_that_grows(folder: Folder, what: dict) -> Folder:

@@ -231,7 +231,7 @@ def test_how_a_foreign_model_answers_is_not_for_its_files_to_say(gpt2, tmp_path)
     sound = HuggingFaceScorer.from_pretrained(str(gpt2), device="cpu")
     expected = sound.generate(["a b"], max_new_tokens=3)
     changed(
-        tmp_path, "generation_config.json", penalty_alpha=0.6, top_k=4, num_return_sequences=9,
+        tmp_path, "generation_config.json", penalty_alpha=0.6, top_k=4, repetition_penalty=1e30,
         stop_strings=["a"], guidance_scale=3.0, min_new_tokens=10**9, max_time=0.0,
         custom_generate="evil/generate", cache_implementation="offloaded",
     )  # fmt: skip
@@ -264,7 +264,7 @@ def test_the_metrics_of_a_run_from_elsewhere_are_numbers_or_are_passed_over(tmp_
 
 def test_the_training_wordings_of_a_hostile_run_are_read_or_there_are_none(tmp_path):
     sound = json.loads(to_json(Config(tokenizer=TokenizerConfig(kind="bytes"))))
-    for text in ("[" * 100_000, "{}", json.dumps(sound | {"data": {"source": "set", "files": []}}),
+    for text in ("[" * 100_000, "null", json.dumps(sound | {"data": {"source": "set", "files": []}}),
                  " " * (2 << 20)):  # fmt: skip
         (tmp_path / "config.json").write_text(text)
         assert evaluate.training_wordings(str(tmp_path)) == []
