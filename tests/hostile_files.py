@@ -7,6 +7,7 @@ a file that gets around the bounds takes its process down.
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import pathlib
@@ -64,11 +65,17 @@ def read_suite(path: pathlib.Path) -> None:
 
 
 def read_set(path: pathlib.Path) -> None:
+    from rich.console import Console
+
+    from coin_jax.curation.inspection import inspect
     from coin_jax.data.contrastive_set import load_set
 
     sets = load_set(path, 0)
     for row in range(min(3, len(sets))):
         sets.get(row, 0)
+    said = io.StringIO()
+    inspect(path, 2, Console(file=said, width=80))
+    assert not _STEERING.search(said.getvalue()), "the terminal is steered"
 
 
 def read_config(path: pathlib.Path) -> None:
@@ -264,6 +271,7 @@ def serve() -> None:
     import pyarrow.parquet  # noqa: F401
     from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
 
+    import coin_jax.curation.inspection
     import coin_jax.curation.sources.records
     import coin_jax.data.contrastive_set
     import coin_jax.model.huggingface

@@ -264,8 +264,8 @@ def test_the_metrics_of_a_run_from_elsewhere_are_numbers_or_are_passed_over(tmp_
 
 def test_the_training_wordings_of_a_hostile_run_are_read_or_there_are_none(tmp_path):
     sound = json.loads(to_json(Config(tokenizer=TokenizerConfig(kind="bytes"))))
-    for text in ("[" * 100_000, "null", json.dumps(sound | {"data": {"source": "set", "files": []}}),
-                 " " * (2 << 20)):  # fmt: skip
+    empty = json.dumps(sound | {"data": {"source": "set", "files": []}})
+    for text in ("[" * 100_000, "null", empty, " " * (2 << 20)):
         (tmp_path / "config.json").write_text(text)
         assert evaluate.training_wordings(str(tmp_path)) == []
     write_set(tmp_path)
