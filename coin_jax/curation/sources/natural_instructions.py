@@ -28,7 +28,6 @@ from coin_jax.untrusted import (
     check_values,
     parse_json,
     read_json,
-    shown,
     unpack,
 )
 
@@ -107,7 +106,7 @@ class NaturalInstructions:
         where = f"{file.path}, instance {place + 1}"
         if not isinstance(entry, dict):
             return DataError(f"{where}: must be a JSON object, and is {entry!r:.80}")
-        where += f" ({shown(entry['id'])})" if "id" in entry else ""
+        where += f" ({entry['id']!s:.80})" if "id" in entry else ""
         try:
             text = checked_text(where, "input", entry.get("input")).strip()
             return Instance(file.task, {"input": text}, _target(where, entry), where)
