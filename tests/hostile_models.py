@@ -302,8 +302,7 @@ def a_tokenizer_that_grows(folder: Folder, what: dict) -> Folder:
     return write_json(folder / "tokenizer.json", TOKENIZER | what)
 
 
-@case("tokenizer_folder", "refused|read", {"tokenizer_file": "/dev/zero"}, {"init_inputs": ["/"]},
-      {"vocab_file": "/dev/zero", "tokenizer_class": "T5Tokenizer"}, {"gguf_file": "/dev/zero"},
+@case("tokenizer_folder", "refused|read", {"init_inputs": ["/"]},
       {"chat_template": "{{ ''.__class__.__mro__[1].__subclasses__() }}"},
       {"chat_template": "{% for a in range(10**9) %}{% endfor %}"}, {"tokenizer_object": {}},
       {"added_tokens_decoder": {"9" * 400: {"content": "a"}}}, {"model_max_length": 1e308},
@@ -317,6 +316,8 @@ def a_tokenizer_config(folder: Folder, what: dict) -> Folder:
       {"fast_tokenizer_files": ["tokenizer.0/../../../../../../../dev/zero.json"]},
       {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}},
       {"added_tokens_decoder": {"5": {"content": LONG}}}, {"pad_token": LONG},
+      {"tokenizer_file": "/dev/zero"}, {"gguf_file": "/dev/zero"},
+      {"vocab_file": "/dev/zero", "tokenizer_class": "T5Tokenizer"},
       {"eos_token": None})  # fmt: skip
 def a_tokenizer_config_that_is_refused(folder: Folder, what: dict) -> Folder:
     (folder / "evil.py").write_text(CODE)

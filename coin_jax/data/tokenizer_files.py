@@ -12,6 +12,7 @@ import binascii
 import contextlib
 import json
 import math
+import os
 import pathlib
 import struct
 from collections.abc import Iterator, Mapping
@@ -97,6 +98,11 @@ def _check_document(document: Any) -> None:
     # It names files to be read in place of tokenizer.json, in any folder.
     if document.get("fast_tokenizer_files"):
         raise UntrustedError("fast_tokenizer_files names other files; leave it out")
+    # Versions of transformers before 5.23 open these wherever they lie. Real files name places on
+    # the machine where they were made.
+    for name, value in document.items():
+        if name.endswith("_file") and isinstance(value, str) and os.path.exists(value):
+            raise UntrustedError(f"{shown(name)} names another file, {shown(value)}; leave it out")
     for name, text in _texts(document):
         most = LONGEST_AFFIX if name in _AFFIXES else LONGEST_TOKEN
         if name not in _LONG and len(text) > most:
