@@ -205,7 +205,8 @@ def _check_keys(values: Any, schema: type, where: str, path: str = "") -> None:
             near = difflib.get_close_matches(key, types_of, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"fields: {', '.join(types_of)}"
             raise ConfigError(f"{where}: unknown field '{path}{key}'; {hint}")
-        if isinstance(value, float) and not math.isfinite(value):
+        is_huge = isinstance(value, int) and abs(value) >= 2**63
+        if is_huge or (isinstance(value, float) and not math.isfinite(value)):
             raise ConfigError(f"{where}: {path}{key} is larger than any number")
         if dataclasses.is_dataclass(types_of[key]):
             _check_keys(value, types_of[key], where, f"{path}{key}.")

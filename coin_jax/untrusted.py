@@ -209,6 +209,8 @@ def read_arrays(path: str | os.PathLike) -> dict[str, Any]:
     """
     import numpy
 
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        raise FileNotFoundError(path)
     try:
         expansion = Expansion(path)
         with zipfile.ZipFile(path) as packed:

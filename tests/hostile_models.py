@@ -423,7 +423,9 @@ def _changed(section: str, field: str, text: str) -> bytes:
 
 
 @case("config", "refused", *(_changed("optimizer", "learning_rate", text) for text in
-      ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" * 5000, '"1"', "null", "[]", "true")),
+      ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" * 5000, '"1"', "null", "[]", "true",
+       "1" + "0" * 400, "-1" + "0" * 400)),
+      _changed("training", "steps", "1" + "0" * 400),
       *(_changed("model", "d_model", text) for text in ("-1", "1e3", "null", "[[]]", '"\\u001b"')),
       json.dumps(RUN | {"\x1b[31m": 1}).encode(), json.dumps(RUN | {"__class__": {}}).encode(),
       json.dumps(RUN | {"model": {"__init__": 1}}).encode(),
