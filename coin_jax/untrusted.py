@@ -277,9 +277,11 @@ def is_whole(text: str) -> bool:
 
 
 @functools.cache
-def _key_variables() -> tuple[str, ...]:
-    usual = ("HF_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY")
-    return tuple({*usual, *filter(_KEY_VARIABLE.search, os.environ)})
+def key_values() -> re.Pattern[str] | None:
+    """What finds the values of this process's environment variables that are named as keys."""
+    values = (value for name, value in os.environ.items() if _KEY_VARIABLE.search(name))
+    escaped = [re.escape(value) for value in values if len(value) >= _SHORTEST_KEY]
+    return re.compile("|".join(escaped)) if escaped else None
 
 
 def without_credentials(text: str) -> str:
@@ -287,11 +289,10 @@ def without_credentials(text: str) -> str:
 
     Keys are what looks like one, and the values of environment variables named as one.
     """
-    for name in _key_variables():
-        value = os.environ.get(name, "")
-        if len(value) >= _SHORTEST_KEY:
-            text = text.replace(value, "***")
-    text = _USER.sub("***@", text)
+    if keys := key_values():
+        text = keys.sub("***", text)
+    if "://" in text:
+        text = _USER.sub("***@", text)
     text = _QUERY.sub(lambda m: f"{m[1]}***" if _SECRET_NAME.search(m[1]) else m[0], text)
     return _TOKEN.sub("***", text)
 

@@ -133,10 +133,12 @@ def read_predictions(path: pathlib.Path) -> None:
 def read_attack(path: pathlib.Path) -> None:
     from coin_jax.robustness.evaluation import is_end
     from coin_jax.robustness.store import PredictionStore
+    from coin_jax.untrusted import printable
 
     record = PredictionStore(path.parent).read_record(path.stem)
     if record is not None and is_end(record):
-        check_message(f"{record['text']}: {record['clean_accuracy'] - record['accuracy']:.3f}")
+        assert record["text"].encode() is not None
+        check_message(printable(f"{record['text']}: {record['clean_accuracy']:.3f}"))
 
 
 def read_reply(path: pathlib.Path) -> None:

@@ -29,7 +29,7 @@ from coin_jax.robustness.suite import (
     make_wording,
     prompt,
 )
-from coin_jax.untrusted import steers_terminal
+from coin_jax.untrusted import is_whole, steers_terminal
 
 Scoring = Literal["likelihood", "generation"]
 
@@ -246,7 +246,8 @@ def is_end(record: Mapping[str, Any]) -> bool:
             shares = (
                 isinstance(share, int | float) and 0 <= share <= 1 for share in (clean, accuracy)
             )
-            return len(record) == 4 and all(shares) and not steers_terminal(text)
+            is_sound = is_whole(text) and not steers_terminal(text)
+            return len(record) == 4 and all(shares) and is_sound
     return False
 
 

@@ -31,7 +31,7 @@ def resolve_files(
     """Files of local names, each once, in order; what is not here is fetched and stays here.
 
     A pattern is a file, a glob pattern, a folder (all its files with these suffixes, at any depth),
-    an address that fsspec knows (gs://, https:// and so on: a file, and but for https a glob
+    an address of SCHEMES (gs://, https:// and so on: a file, and but for https a glob
     pattern or a folder), or hub:OWNER/NAME[/PATTERN] for a data set of the Hugging Face hub.
 
     Args:
