@@ -293,7 +293,8 @@ def without_credentials(text: str) -> str:
         text = keys.sub("***", text)
     if "://" in text:
         text = _USER.sub("***@", text)
-    text = _QUERY.sub(lambda m: f"{m[1]}***" if _SECRET_NAME.search(m[1]) else m[0], text)
+    if "=" in text:
+        text = _QUERY.sub(lambda m: f"{m[1]}***" if _SECRET_NAME.search(m[1]) else m[0], text)
     return _TOKEN.sub("***", text)
 
 
