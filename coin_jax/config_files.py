@@ -35,10 +35,10 @@ from coin_jax.type_errors import readable_faults
 from coin_jax.untrusted import (
     MOST_FAULTS,
     UntrustedError,
-    has_user,
     parse_json,
     printable,
     read_bytes,
+    without_credentials,
 )
 
 LARGEST_CONFIG = 1 << 20
@@ -80,7 +80,7 @@ def config_argument(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 def overlay(base: Schema, arguments: Sequence[str], program: str, description: str) -> Schema:
     """`base`, a dataclass, with the fields replaced that the arguments name.
 
-    Raises: ConfigError for an address with a password, since configs are saved and shared.
+    Raises: ConfigError for a key in an address or elsewhere, since configs are saved and shared.
     """
     for schema in type(base).__mro__[:-1]:
         _describe_fields(schema)
@@ -92,11 +92,12 @@ def overlay(base: Schema, arguments: Sequence[str], program: str, description: s
 
 
 def _refuse_passwords(value: Any, path: str = "") -> None:
-    if isinstance(value, str) and has_user(value):
+    if isinstance(value, str) and without_credentials(value) != value:
         raise ConfigError(
-            f"{path} holds an address with a user or password in it, and every run and data set "
-            "keeps its config; leave them out, and put the password where the service's own "
-            "programs look for it (an environment variable, ~/.netrc)"
+            f"{path} holds a user or password in an address, or what looks like a key, and every "
+            "run and data set keeps its config; leave it out, and put it where the service's own "
+            "programs look for it (an environment variable, ~/.netrc). A file at a signed address "
+            "is best fetched by hand"
         )
     inner = value.items() if isinstance(value, dict) else ()
     inner = enumerate(value) if isinstance(value, list | tuple) else inner
@@ -120,15 +121,22 @@ def _describe_fields(schema: type) -> None:
             _describe_fields(type(field.default))
 
 
+def is_code(name: str) -> bool:
+    """Whether `--config NAME` is a Python file, which is run."""
+    return not pathlib.Path(name).is_dir() and (".py:" in name or name.endswith(".py"))
+
+
 def load_file(name: str, schema: type[Schema] = Config) -> Schema:
     """Runs the Python config file `name[:argument]`, or reads the JSON config `name`, which may be
     a run's folder.
 
     Raises: ConfigError where it cannot be used, or gives anything but a `schema`.
     """
-    path, separator, argument = name.partition(".py:")
+    # A folder stands for its config.json, even one that is called `run.py:base`.
+    is_folder = pathlib.Path(name).is_dir()
+    path, separator, argument = (name, "", "") if is_folder else name.partition(".py:")
     path = pathlib.Path(path + ".py" if separator else name)
-    if path.is_dir() and not separator:
+    if is_folder:
         path /= "config.json"
     if not path.is_file():
         nearby = sorted(str(other) for other in path.parent.glob("*.py")) if path.parent else []
@@ -197,7 +205,8 @@ def _check_keys(values: Any, schema: type, where: str, path: str = "") -> None:
             near = difflib.get_close_matches(key, types_of, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"fields: {', '.join(types_of)}"
             raise ConfigError(f"{where}: unknown field '{path}{key}'; {hint}")
-        if isinstance(value, float) and not math.isfinite(value):
+        is_huge = isinstance(value, int) and abs(value) >= 2**63
+        if is_huge or (isinstance(value, float) and not math.isfinite(value)):
             raise ConfigError(f"{where}: {path}{key} is larger than any number")
         if dataclasses.is_dataclass(types_of[key]):
             _check_keys(value, types_of[key], where, f"{path}{key}.")

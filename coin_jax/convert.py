@@ -8,7 +8,6 @@ of its checkpoints.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import sys
 from typing import Annotated, Literal
@@ -17,6 +16,7 @@ import tyro
 
 from coin_jax.config import ConfigError
 from coin_jax.model import huggingface
+from coin_jax.untrusted import UntrustedError, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,10 @@ def is_run(source: str) -> bool:
     config = folder / "config.json"
     if not folder.is_dir():
         return False
-    return not (config.is_file() and "d_model" in json.loads(config.read_text()))
+    try:
+        return not (config.is_file() and "d_model" in read_json(config))
+    except (UntrustedError, TypeError) as error:
+        raise ConfigError(f"{config}: {error}") from None
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -32,7 +32,7 @@ from rich.console import Console
 
 from coin_jax import leader
 from coin_jax.config import ConfigError
-from coin_jax.config_files import from_json
+from coin_jax.config_files import LARGEST_CONFIG, from_json
 from coin_jax.data.builtin import builtin_training_wordings
 from coin_jax.data.set_format import read_manifest
 from coin_jax.data.sources import DataError
@@ -48,6 +48,7 @@ from coin_jax.robustness.representation import compare_states
 from coin_jax.robustness.results import Run, build, prediction_rows
 from coin_jax.robustness.store import PredictionStore
 from coin_jax.robustness.suite import load_suite, overlaps
+from coin_jax.untrusted import UntrustedError, printable, public, read_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,14 +168,15 @@ def evaluate(arguments: Arguments, console: Console) -> dict[str, Any]:
     with console.status("making the perturbed prompts"):
         suite = expand(suite, lexicon)
     for line in (*suite.read, *suite.notes):
-        console.print(line, highlight=False)
+        console.print(printable(line), highlight=False, markup=False)
 
     runs, gaps, maps, attacks, rows = [], [], [], [], []
     for named in checkpoints:
         contestant = load_contestant(named, arguments.batch_size)
         notes = overlaps(suite, training_wordings(named.checkpoint))
         for note in notes:
-            console.print(f"[bold red]{named.run}: {note}", highlight=False)
+            line = printable(f"{named.run}: {note}")
+            console.print(line, style="bold red", highlight=False, markup=False)
         run_suite = dataclasses.replace(suite, notes=(*suite.notes, *notes))
         if suite.attacks:
             prompts = sum(
@@ -207,28 +209,31 @@ def evaluate(arguments: Arguments, console: Console) -> dict[str, Any]:
             "map": maps,
             "attacks": attacks,
         }
+        for field in ("runs", "suite"):  # addresses of places; texts stay as they are
+            results[field] = public(results[field])
         parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "predictions.parquet")
         (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
         write_page(results, folder / "report.html")
     print_report(results, console)
     for name in ("results.json", "predictions.parquet", "report.html"):
-        console.print(f"{folder / name}", highlight=False)
+        console.print(f"{folder / name}", highlight=False, markup=False)
     return results
 
 
 def training_wordings(checkpoint: str) -> list[str]:
     """The templates that a run of ours was trained on, as far as they can still be read."""
-    file = pathlib.Path(checkpoint).expanduser() / "config.json"
+    folder = pathlib.Path(checkpoint).expanduser().absolute()
+    file = folder / "config.json"
     if not file.is_file():
-        file = file.parents[2] / "config.json"
+        file = pathlib.Path(*folder.parts[:-2]) / "config.json"
     try:
-        data = from_json(file.read_text(encoding="utf-8")).data
-    except (OSError, ConfigError):
+        data = from_json(read_bytes(file, LARGEST_CONFIG)).data
+    except (OSError, UntrustedError, ConfigError):
         return []
     if data.source == "builtin":
         return builtin_training_wordings()
     try:
-        if data.source == "set":
+        if data.source == "set" and data.files:
             tasks = read_manifest(pathlib.Path(data.files[0])).tasks
             return [w.template for task in tasks for w in task.wordings if not w.held_out]
         templates = read_templates(data.template_files)

@@ -103,11 +103,11 @@ def read_prompts(stream: TextIO, name: str, jsonl: bool) -> Iterator[str]:
         try:
             row = json.loads(line)
             prompt = row["prompt"] if isinstance(row, dict) else None
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, RecursionError):
             prompt = None
         if not isinstance(prompt, str):
             raise InputError(
-                f'{name}, line {number}: expected an object {{"prompt": "text"}}, got {line[:80]}'
+                f'{name}, line {number}: expected an object {{"prompt": "text"}}, got {line[:80]!r}'
             )
         yield prompt
 

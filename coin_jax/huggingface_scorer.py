@@ -18,8 +18,14 @@ import numpy as np
 
 from coin_jax.data.templates import Prompt
 from coin_jax.data.tokenizer import encode_prompts
-from coin_jax.untrusted import model_folder
+from coin_jax.data.tokenizer_files import check_files
+from coin_jax.untrusted import UntrustedError, model_folder, printable, read_json
 
+_TOKENS_OF_GENERATION = (
+    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
+    *("forced_bos_token_id", "forced_eos_token_id"),
+)
+"""All that is taken from a generation_config.json."""
 _BEFORE_ANSWER = ":"
 """What an answer is tokenised after, so that its first token is that of a word in a text."""
 
@@ -85,13 +91,18 @@ class HuggingFaceScorer:
         if (pathlib.Path(folder) / "adapter_config.json").exists():
             raise ValueError(f"{name} is an adapter; merge it into its model and save that")
         safe = {"trust_remote_code": False, "local_files_only": True}
+        _check_config(name, pathlib.Path(folder))
         config = transformers.AutoConfig.from_pretrained(folder, **safe)
-        if "/" in str(config.to_dict().get("attn_implementation", config._attn_implementation)):
-            raise ValueError(f"{name}: its config.json asks for a kernel of the hub, which is code")
         kinds = (transformers.AutoModelForCausalLM, transformers.AutoModelForSeq2SeqLM)
         kind = kinds[bool(config.is_encoder_decoder)]
         model = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, **safe)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        # Some of a file's settings name code of the hub, or search in ways nobody asked for.
+        ours = transformers.GenerationConfig()
+        for field in _TOKENS_OF_GENERATION:
+            setattr(ours, field, getattr(model.generation_config, field, None))
+        model.generation_config = ours
+        check_files(pathlib.Path(folder))
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **safe)
         return cls(model.to(device), tokenizer, **settings)
 
@@ -259,6 +270,33 @@ class HuggingFaceScorer:
             tokens[number, place], mask[number, place] = row, 1
         device = self.model.device
         return torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device)
+
+
+def _check_config(name: str, folder: pathlib.Path) -> None:
+    """Raises: ValueError for a config.json that would have code of the hub run, at any depth."""
+    try:
+        values = [read_json(folder / "config.json")]
+    except (UntrustedError, OSError) as error:
+        raise ValueError(f"{name}: config.json cannot be read: {error}") from None
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                # A kernel is named as OWNER/NAME.
+                if "kernel_config" in key or ("implementation" in key and "/" in str(inner)):
+                    raise ValueError(
+                        f"{name}: {printable(key)} in its config.json asks for a kernel of the hub,"
+                        " which is code"
+                    )
+                if key == "quantization_config" and inner:
+                    raise ValueError(
+                        f"{name} is quantized: what unpacks it may fetch code from the hub; "
+                        "save it in bfloat16"
+                    )
+                if key == "auto_map" and inner:
+                    raise ValueError(f"{name}: its config.json asks for code of its own (auto_map)")
+        if isinstance(value, dict | list):
+            values += value.values() if isinstance(value, dict) else value
 
 
 class _Tokens:

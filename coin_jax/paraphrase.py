@@ -21,9 +21,9 @@ import numpy as np
 from rich.console import Console
 
 from coin_jax.config import ConfigError
-from coin_jax.config_files import config_argument, load_file, overlay
+from coin_jax.config_files import config_argument, is_code, load_file, overlay
 from coin_jax.curation.build import build
-from coin_jax.curation.config import SetConfig, validate
+from coin_jax.curation.config import ChatConfig, SetConfig, validate
 from coin_jax.curation.inspection import inspect
 from coin_jax.curation.negatives import Embed
 from coin_jax.curation.paraphrasers import make_paraphrasers
@@ -67,6 +67,8 @@ def run(arguments: Sequence[str], console: Console) -> int:
         **{field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
     )
     chosen = overlay(base, rest, "python -m coin_jax.paraphrase", DESCRIPTION)
+    if file and not is_code(file):
+        _refuse_foreign_endpoint(chosen, rest)
     if not chosen.output:
         raise ConfigError("--output is empty: name the folder of the set")
     output = pathlib.Path(chosen.output)
@@ -80,6 +82,25 @@ def run(arguments: Sequence[str], console: Console) -> int:
     if chosen.inspect:
         inspect(output, chosen.pairs_shown, console, chosen.task_shown or None, chosen.seed)
     return 0
+
+
+def _refuse_foreign_endpoint(config: SetConfig, arguments: Sequence[str]) -> None:
+    """Raises: ConfigError where a JSON config, which may be a stranger's, says where a key goes.
+
+    Python configs are code, and could send every key anyway.
+    """
+    chat, usual = config.paraphrase.chat, ChatConfig()
+    if "chat" not in config.paraphrase.methods:
+        return
+    for field in ("base_url", "key_variable"):
+        name = f"--paraphrase.chat.{field.replace('_', '-')}"
+        given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+        if getattr(chat, field) != getattr(usual, field) and name not in given:
+            raise ConfigError(
+                f"paraphrase.chat.{field} = {getattr(chat, field)!r} comes from a file, and the "
+                f"value of ${chat.key_variable} would be sent to {chat.base_url}: say "
+                f"{name} {getattr(chat, field)} if you mean it"
+            )
 
 
 def build_set(

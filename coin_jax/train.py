@@ -400,7 +400,7 @@ def describe_run(config: Config, state, mesh, sets: int, questions: int, console
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    console = Console()
+    console = Console(markup=False)  # names of tasks may hold brackets
     errors = Console(stderr=True, highlight=False, markup=False)
     try:
         config = load(sys.argv[1:] if arguments is None else arguments)

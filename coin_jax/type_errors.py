@@ -6,6 +6,8 @@ import dataclasses
 import json
 from typing import Any
 
+from coin_jax.untrusted import shown
+
 
 def type_errors(config: object) -> list[tuple[str, str]]:
     """(field, reason) of every value whose type is not the declared one."""
@@ -28,7 +30,7 @@ def readable_faults(error: Any) -> list[tuple[str, str]]:
     return [
         (
             ".".join(str(part) for part in fault["loc"]),
-            f"{fault['msg']}, found {fault['input']!r}",
+            f"{fault['msg']}, found {shown(fault['input'])}",
         )
         for fault in error.errors()
     ]

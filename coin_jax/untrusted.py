@@ -6,6 +6,7 @@ They are far above what the project's own files need; docs/security.md lists the
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import json
@@ -13,6 +14,7 @@ import os
 import pathlib
 import re
 import reprlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
@@ -199,6 +201,32 @@ def unpack(path: str | os.PathLike) -> IO[bytes]:
     return io.BufferedReader(_Unpacked(path), 1 << 16)
 
 
+def read_arrays(path: str | os.PathLike) -> dict[str, Any]:
+    """The arrays of one of numpy's .npz files, without pickle.
+
+    Raises: UntrustedError for one that is damaged, or that unpacks to far more than it is; OSError
+    for one that is not there.
+    """
+    import numpy
+
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        raise FileNotFoundError(path)
+    try:
+        expansion = Expansion(path)
+        with zipfile.ZipFile(path) as packed:
+            for member in packed.infolist():
+                expansion.add(member.file_size)
+        with numpy.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (UntrustedError, FileNotFoundError):
+        raise
+    except Exception as error:  # of zipfile, its ways of packing, and numpy's own little parser
+        raise UntrustedError(f"not whole: {type(error).__name__}: {error}") from None
+    if not all(isinstance(array, numpy.ndarray) for array in arrays.values()):
+        raise UntrustedError("holds something else than arrays")
+    return arrays
+
+
 def read_line(stream: IO[Any]) -> tuple[Any, int]:
     """(the next line, its length) of a stream of bytes or text; (nothing, 0) at the end.
 
@@ -222,7 +250,12 @@ _STEERING = re.compile("[\x00-\x08\x0e-\x1f\x7f\x9b]")
 _USER = re.compile(r"(?<=://)[^/\s\"'<>]*@")
 _QUERY = re.compile(r"([?&][\w.%-]+=)[^&\s\"'<>]+")
 _SECRET_NAME = re.compile(r"key|token|secret|passw|signature|credential|sig=|auth", re.IGNORECASE)
-_TOKEN = re.compile(r"\b(hf_|sk-)[\w-]{16,}|(?<=Bearer )[^\s\"']{8,}")
+_TOKEN = re.compile(
+    r"\b(hf_|sk-|gh[opsu]_|github_pat_|glpat-|xox[abp]-|AIza|AKIA)(?=[\w-]*\d)[\w-]{16,}"
+    r"|(?<=Bearer )[^\s\"']{8,}"
+)
+_KEY_VARIABLE = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD)$")
+_SHORTEST_KEY = 12
 
 
 def is_name(text: str) -> bool:
@@ -238,15 +271,30 @@ def steers_terminal(text: str) -> bool:
     return _STEERING.search(text) is not None
 
 
-def has_user(text: str) -> bool:
-    """Whether a text holds an address with a user, and perhaps a password, before its host."""
-    return _USER.search(text) is not None
+def is_whole(text: str) -> bool:
+    """Whether a text can be written in UTF-8: JSON can spell half a character."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+@functools.cache
+def key_values() -> re.Pattern[str] | None:
+    """What finds the values of this process's environment variables that are named as keys."""
+    values = (value for name, value in os.environ.items() if _KEY_VARIABLE.search(name))
+    escaped = [re.escape(value) for value in values if len(value) >= _SHORTEST_KEY]
+    return re.compile("|".join(escaped)) if escaped else None
 
 
 def without_credentials(text: str) -> str:
-    """The text without the user and password of addresses, and without keys."""
-    text = _USER.sub("***@", text)
-    text = _QUERY.sub(lambda m: f"{m[1]}***" if _SECRET_NAME.search(m[1]) else m[0], text)
+    """The text without the user and password of addresses, and without keys.
+
+    Keys are what looks like one, and the values of environment variables named as one.
+    """
+    if keys := key_values():
+        text = keys.sub("***", text)
+    if "://" in text:
+        text = _USER.sub("***@", text)
+    if "=" in text:
+        text = _QUERY.sub(lambda m: f"{m[1]}***" if _SECRET_NAME.search(m[1]) else m[0], text)
     return _TOKEN.sub("***", text)
 
 

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from coin_jax.config import Config, TokenizerConfig
 from coin_jax.config_files import to_json
+from coin_jax.curation.config import SetConfig, SourceConfig
 from coin_jax.data.pairs import content_hash
 from coin_jax.data.set_format import (
     InstructionTask,
@@ -148,6 +149,27 @@ def write_suite(folder: Folder, **changes: Any) -> Folder:
     return write_json(folder / "suite.json", suite_files.file(**changes))
 
 
+def write_tokenizer(folder: Folder, **changes: Any) -> Folder:
+    write_json(folder / "tokenizer.json", TOKENIZER)
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512}
+    added = {"3": {"content": "wet", "lstrip": False, "special": False}}
+    content = names | settings | {"added_tokens_decoder": added, "chat_template": "{{ x }}"}
+    write_json(folder / "tokenizer_config.json", content | changes)
+    return folder
+
+
+def write_predictions(folder: Folder, **changes: Any) -> Folder:
+    """What a model said to four instances with two answers."""
+    scores = np.zeros((4, 2), np.float32)
+    arrays = {"predictions": np.array([0, 1, 0, 1], np.int32), "scores": scores} | changes
+    np.savez_compressed(folder / "k.npz", **arrays)
+    return folder / "k.npz"
+
+
+SET_CONFIG = SetConfig(sources=(SourceConfig(files=("a.jsonl",), template_files=("t.json",)),))
+
+
 @functools.cache
 def sentencepiece() -> bytes:
     texts = [json.dumps(row) for row in weather_rows(50)]
@@ -181,5 +203,19 @@ SOUND: dict[str, Callable[[Folder], Folder]] = {
     ),
     "model": write_model,
     "tokenizer": lambda folder: write_json(folder / "tokenizer.json", TOKENIZER),
+    "tokenizer_folder": write_tokenizer,
+    "set_config": lambda folder: bytes_file(folder, "c.json", to_json(SET_CONFIG).encode()),
+    "predictions": write_predictions,
+    "attack": lambda folder: write_json(
+        folder / "k.json",
+        {"text": "Wet?", "clean_accuracy": 0.75, "accuracy": 0.5, "queries": 12},
+    ),
+    "reply": lambda folder: write_json(
+        folder / "reply.json",
+        {
+            "choices": [{"message": {"role": "assistant", "content": '["Is it wet?", "Wet?"]'}}],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 10},
+        },
+    ),
 }
 """A sound file of each kind that has a reader in hostile_files, but a run's checkpoint."""

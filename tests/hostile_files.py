@@ -7,6 +7,7 @@ a file that gets around the bounds takes its process down.
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import pathlib
@@ -64,11 +65,17 @@ def read_suite(path: pathlib.Path) -> None:
 
 
 def read_set(path: pathlib.Path) -> None:
+    from rich.console import Console
+
+    from coin_jax.curation.inspection import inspect
     from coin_jax.data.contrastive_set import load_set
 
     sets = load_set(path, 0)
     for row in range(min(3, len(sets))):
         sets.get(row, 0)
+    said = io.StringIO()
+    inspect(path, 2, Console(file=said, width=80))
+    assert not _STEERING.search(said.getvalue()), "the terminal is steered"
 
 
 def read_config(path: pathlib.Path) -> None:
@@ -106,6 +113,57 @@ def read_source(path: pathlib.Path) -> None:
     _refused([row for row in (*loaded, *scanned) if isinstance(row, DataError)])
 
 
+def read_set_config(path: pathlib.Path) -> None:
+    from coin_jax.config_files import load_file
+    from coin_jax.curation.config import SetConfig, validate
+
+    validate(load_file(str(path), SetConfig))
+
+
+def read_predictions(path: pathlib.Path) -> None:
+    """What is damaged or does not fit counts as absent, and is asked again."""
+    from coin_jax.robustness.store import PredictionStore
+
+    known = PredictionStore(path.parent).read(path.stem, 4, 2)
+    if known is not None:
+        labels = [("wet", "dry")[chosen] for chosen in known.predictions if chosen >= 0]
+        assert known.scores is None or known.scores[:, 0].sum() <= 0 or len(labels) == 4
+
+
+def read_attack(path: pathlib.Path) -> None:
+    from coin_jax.robustness.evaluation import is_end
+    from coin_jax.robustness.store import PredictionStore
+    from coin_jax.untrusted import printable
+
+    record = PredictionStore(path.parent).read_record(path.stem)
+    if record is not None and is_end(record):
+        assert record["text"].encode() is not None
+        check_message(printable(f"{record['text']}: {record['clean_accuracy']:.3f}"))
+
+
+def read_reply(path: pathlib.Path) -> None:
+    """What a chat endpoint sends, with each status; the words in it are shown to people."""
+    import httpx2
+
+    from coin_jax.curation.config import ChatConfig
+    from coin_jax.curation.paraphrasers import ChatError
+    from coin_jax.curation.paraphrasers.chat import read_rewordings
+    from coin_jax.curation.paraphrasers.paraphraser import keep_sound
+    from coin_jax.curation.paraphrasers.replies import NoAnswerError, read_reply
+
+    request = httpx2.Request("POST", "http://localhost/v1/chat/completions")
+    for status in (200, 400, 429, 500):
+        try:
+            response = httpx2.Response(status, request=request)
+            reply = read_reply(response, path.read_bytes(), ChatConfig(), "sk-0123456789abcdefgh")
+            reply.text.encode()
+            assert 0 <= reply.input_tokens + reply.output_tokens < 2**40
+            for wording in keep_sound("Is it {text} wet?", read_rewordings(reply.text), ()):
+                check_message(wording.encode().decode())
+        except (ChatError, NoAnswerError, ValueError) as error:
+            check_message(str(error))
+
+
 def read_run(path: pathlib.Path) -> None:
     from coin_jax.training.checkpoint import load_parameters
 
@@ -122,6 +180,11 @@ READERS: dict[str, Callable[[pathlib.Path], None]] = {
     "config": read_config,
     "model": read_model,
     "tokenizer": read_tokenizer,
+    "tokenizer_folder": read_tokenizer,
+    "set_config": read_set_config,
+    "predictions": read_predictions,
+    "attack": read_attack,
+    "reply": read_reply,
     "source": read_source,
     "run": read_run,
 }
@@ -210,6 +273,7 @@ def serve() -> None:
     import pyarrow.parquet  # noqa: F401
     from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
 
+    import coin_jax.curation.inspection
     import coin_jax.curation.sources.records
     import coin_jax.data.contrastive_set
     import coin_jax.model.huggingface

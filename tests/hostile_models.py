@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 import os
+import pickle
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -18,9 +22,12 @@ from hostile_corpus import (
     Folder,
     bytes_file,
     case,
+    sentencepiece,
     sparse,
     write_model,
+    write_predictions,
     write_set,
+    write_tokenizer,
 )
 
 from coin_jax.config import Config, TokenizerConfig
@@ -237,6 +244,173 @@ def a_tokenizer_of_a_gigabyte(folder: Folder, what: str) -> Folder:
     return sparse(folder, what, 1 << 30)
 
 
+def _unigrams(pieces: list[str]) -> dict:
+    special = [[token, 0.0] for token in ("<pad>", "</s>", "<unk>")]
+    vocabulary = special + [[piece, -1.0] for piece in pieces]
+    return {"model": {"type": "Unigram", "unk_id": 2, "vocab": vocabulary}}
+
+
+def _added(content: str, count: int = 1) -> dict:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "special": False}
+    more = [
+        flags | {"id": 5 + n, "content": f"{content}{n}", "normalized": True} for n in range(count)
+    ]
+    return {"added_tokens": TOKENIZER["added_tokens"] + more}
+
+
+def _split(pattern: str) -> dict:
+    rule = {"pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return {"pre_tokenizer": {"type": "Split"} | rule}
+
+
+def _pieces(kind: str, **changes: Any) -> dict:
+    words = TOKENIZER["model"]["vocab"] | {"a": 5}
+    more = {"merges": []} if kind == "BPE" else {"max_input_chars_per_word": 100}
+    prefix = {"continuing_subword_prefix": "##"}
+    return {"model": {"type": kind, "unk_token": "<unk>", "vocab": words} | prefix | more | changes}
+
+
+def _charsmap(longest: int) -> dict:
+    trie = np.zeros(256, np.uint32).tobytes()
+    table = len(trie).to_bytes(4, "little") + trie + b"a" * longest + b"\0"
+    kind = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(table).decode()}
+    return {"normalizer": kind}
+
+
+LONG = "ab" * 4_000_000
+
+
+@case("tokenizer", "characters; at most", _unigrams([LONG]), _added(LONG), _split("a|" * 500_000),
+      {"normalizer": {"type": "Prepend", "prepend": LONG}}, _split("(" * 200_000),
+      _pieces("WordPiece", continuing_subword_prefix=LONG),
+      _pieces("BPE", continuing_subword_prefix="a" * 1000, end_of_word_suffix="a" * 1000),
+      {"model": TOKENIZER["model"] | {"vocab": {LONG: 5}}})  # fmt: skip
+def a_tokenizer_with_a_text_of_megabytes(folder: Folder, what: dict) -> Folder:
+    return write_json(folder / "tokenizer.json", TOKENIZER | what)
+
+
+@case("tokenizer", "refused",
+      _unigrams([f"{n}" * 20 for n in range(50_000)]), _added("a", 210_000), _charsmap(2_000_000),
+      {"normalizer": {"type": "Sequence", "normalizers": [
+          {"type": "Prepend", "prepend": "a" * 100}] * 1000}},
+      {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKC"}] * 5000}},
+      _pieces("WordPiece", max_input_chars_per_word=10**9),
+      _split("(?:(?:(?:a{900}){900}){900}){9}"),
+      {"decoder": {"type": "Replace", "pattern": {"String": "w"},
+                   "content": "w" * 9000}})  # fmt: skip
+def a_tokenizer_that_grows(folder: Folder, what: dict) -> Folder:
+    return write_json(folder / "tokenizer.json", TOKENIZER | what)
+
+
+@case("tokenizer_folder", "refused|read", {"init_inputs": ["/"]},
+      {"chat_template": "{{ ''.__class__.__mro__[1].__subclasses__() }}"},
+      {"chat_template": "{% for a in range(10**9) %}{% endfor %}"}, {"tokenizer_object": {}},
+      {"added_tokens_decoder": {"9" * 400: {"content": "a"}}}, {"model_max_length": 1e308},
+      {"added_tokens_decoder": {"5": {"content": "a" * 9000}}}, {"backend": "../evil"},
+      {"name_or_path": "somebody/evil"}, {"local_files_only": False})  # fmt: skip
+def a_tokenizer_config(folder: Folder, what: dict) -> Folder:
+    return write_tokenizer(folder, **what)
+
+
+@case("tokenizer_folder", "refused",
+      {"fast_tokenizer_files": ["tokenizer.0/../../../../../../../dev/zero.json"]},
+      {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}},
+      {"added_tokens_decoder": {"5": {"content": LONG}}}, {"pad_token": LONG},
+      {"tokenizer_file": "/dev/zero"}, {"gguf_file": "/dev/zero"},
+      {"vocab_file": "/dev/zero", "tokenizer_class": "T5Tokenizer"},
+      {"eos_token": None})  # fmt: skip
+def a_tokenizer_config_that_is_refused(folder: Folder, what: dict) -> Folder:
+    (folder / "evil.py").write_text(CODE)
+    return write_tokenizer(folder, **what)
+
+
+@case("tokenizer_folder", "larger than", "vocab.txt", "tekken.json", "chat_template.jinja",
+      "additional_chat_templates/a.jinja")  # fmt: skip
+def a_file_of_a_gigabyte_beside_a_tokenizer(folder: Folder, what: str) -> Folder:
+    write_tokenizer(folder)
+    (folder / what).parent.mkdir(exist_ok=True)
+    sparse(folder, what, 1 << 30)
+    return folder
+
+
+def _message(number: int, content: bytes) -> bytes:
+    size, digits = len(content), b""
+    while size > 127:
+        digits += bytes([size & 127 | 128])
+        size >>= 7
+    return bytes([number << 3 | 2]) + digits + bytes([size]) + content
+
+
+BOMB = (1024).to_bytes(4, "little") + bytes(1024) + b"a" * 2_000_000 + b"\0"
+
+
+@case("tokenizer", "refused", _message(1, _message(1, b"ab" * 10_000)),
+      _message(3, _message(2, BOMB)), _message(5, _message(2, BOMB)), b"\x0a\xff\xff\xff\xff\x0f",
+      b"\xff" * 12, b"\x0b")  # fmt: skip
+def a_sentencepiece_model_with_more_in_it(folder: Folder, what: bytes) -> Folder:
+    return bytes_file(folder, "a.model", sentencepiece() + what)
+
+
+# --- what an evaluation reads again ---------------------------------------------------------
+
+
+@case("predictions", "read", {"predictions": np.zeros(5, np.int32)}, {"scores": np.zeros(3)},
+      {"predictions": np.full(4, 7, np.int32)}, {"predictions": np.full(4, -5, np.int32)},
+      {"predictions": np.zeros(4, np.float32)}, {"scores": np.full((4, 2), np.nan, np.float32)},
+      {"evil": np.zeros(1)}, {"predictions": np.array(["x"] * 4)}, {"texts": np.array(["a"] * 4)},
+      {"predictions": np.array([{}] * 4, object)})  # fmt: skip
+def predictions_that_do_not_fit(folder: Folder, what: dict) -> Folder:
+    return write_predictions(folder, **what)
+
+
+def _npz(member: str, content: bytes, method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as packed:
+        packed.writestr(member, content)
+    return file.getvalue()
+
+
+def _npy(shape: str, kind: str = "<i4") -> bytes:
+    head = f"{{'descr': {kind!r}, 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head.encode()
+
+
+@case("predictions", "read", _npz("predictions.npy", bytes(300 << 20)), _npz("a", b""),
+      *(_npz("predictions.npy", _npy(shape)) for shape in (
+          "(1000000000000,)", "(-1,)", "(2**62,)", "(" * 90, "()", "(99999999999999999999,)")),
+      _npz("predictions.npy", _npy("(4,)", "|O") + pickle.dumps([1])),
+      _npz("../../predictions.npy", _npy("(4,)")),
+      _npz("predictions.npy", bytes(100), zipfile.ZIP_LZMA), b"", b"PK\x03\x04" * 50)  # fmt: skip
+def an_archive_of_predictions(folder: Folder, what: bytes) -> Folder:
+    return bytes_file(folder, "k.npz", what)
+
+
+@case("attack", "read", b"[" * 100_000, b"[]", b"null", b"{}", b"\xff", b'{"text": 1}',
+      b'{"text": "\\u001b[2J", "clean_accuracy": 1, "accuracy": 1, "queries": 1}',
+      b'{"text": "a", "clean_accuracy": NaN, "accuracy": 1, "queries": 1}',
+      b'{"text": "a", "clean_accuracy": 1e999, "accuracy": 1, "queries": 1}')  # fmt: skip
+def the_end_of_an_attack(folder: Folder, what: bytes) -> Folder:
+    return bytes_file(folder, "k.json", what)
+
+
+@case("attack", "read")
+def the_end_of_an_attack_of_a_gigabyte(folder: Folder) -> Folder:
+    return sparse(folder, "k.json", 1 << 30)
+
+
+REPLY = b'{"choices": [{"message": {"content": %s}}], "usage": {"prompt_tokens": %s}}'
+
+
+@case("reply", "read", b"[" * 100_000, b"\xff", b'{"error": ' + b"[" * 900 + b"]" * 900 + b"}",
+      REPLY % (b'"[\\"\\ud800\\"]"', b"1"), REPLY % (b'"\\ud800"', b"1"),
+      REPLY % (b'"[\\"a\\"]"', b"9" * 400), REPLY % (b'"[\\"a\\"]"', b"-1e400"),
+      REPLY % (b'"' + b"[" * 100_000 + b']"', b"true"), b'{"error": {"message": "\\u001b[2J"}}',
+      REPLY % (b'"[\\"{text.__class__} \\u001b\\"]"', b"{}"),
+      b'{"error": {"message": "no sk-0123456789abcdefgh"}}')  # fmt: skip
+def a_reply(folder: Folder, what: bytes) -> Folder:
+    return bytes_file(folder, "reply.json", what)
+
+
 # --- configs --------------------------------------------------------------------------------
 
 RUN = json.loads(to_json(Config(tokenizer=TokenizerConfig(kind="bytes"))))
@@ -249,7 +423,9 @@ def _changed(section: str, field: str, text: str) -> bytes:
 
 
 @case("config", "refused", *(_changed("optimizer", "learning_rate", text) for text in
-      ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" * 5000, '"1"', "null", "[]", "true")),
+      ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" * 5000, '"1"', "null", "[]", "true",
+       "1" + "0" * 400, "-1" + "0" * 400)),
+      _changed("training", "steps", "1" + "0" * 400),
       *(_changed("model", "d_model", text) for text in ("-1", "1e3", "null", "[[]]", '"\\u001b"')),
       json.dumps(RUN | {"\x1b[31m": 1}).encode(), json.dumps(RUN | {"__class__": {}}).encode(),
       json.dumps(RUN | {"model": {"__init__": 1}}).encode(),

@@ -252,3 +252,37 @@ SUITE_FAULTS: tuple[dict[str, Any], ...] = (
 @case("suite", "refused", *SUITE_FAULTS)
 def a_suite(folder: Folder, what: dict) -> Folder:
     return write_suite(folder, **what)
+
+
+def _perturbed(**what: Any) -> dict:
+    return {"condition": "x", "method": "deepwordbug"} | what
+
+
+SUITE_SIZES: tuple[dict[str, Any], ...] = (
+    {"prompts": {"plain": {"sst2": [f"How {n}? " for n in range(5000)]}},
+     "perturbations": [_perturbed(copies=1000)]},
+    {"prompts": {"plain": {"sst2": ["How? " * 10_000]}}},
+    {"tasks": {"sst2": suite_files.entry(data=[f"{n}.jsonl" for n in range(100_000)])}},
+    {"tasks": {"sst2": suite_files.entry(answers={f"a{n}": f"b{n}" for n in range(50_000)})}},
+    {"prompts": {"plain": {"a" * 900 + str(n): ["How? "] for n in range(3000)}}},
+    *({"tasks": {"sst2": suite_files.entry(data=data)}} for data in (
+        "/*/*/*/*/*/*/*", "/proc/*/fd/*", "hub:../../etc", "hub:/etc", "hub:pandas:../x",
+        "hub:a/b/c", "hub:a b")),
+)  # fmt: skip
+
+
+@case("suite", "refused", *SUITE_SIZES)
+def a_suite_that_asks_for_much(folder: Folder, what: dict) -> Folder:
+    return write_suite(folder, **what)
+
+
+@case("pairs", "not Parquet")
+def a_column_whose_name_is_not_utf8(folder: Folder) -> Folder:
+    path = parquet(folder, targets=["wet"])
+    path.write_bytes(path.read_bytes().replace(b"targets", b"targ\x80ts"))
+    return path
+
+
+CASES.append(
+    Case("source_a_column_whose_name", "source", a_column_whose_name_is_not_utf8, "not Parquet")
+)

@@ -141,7 +141,7 @@ def test_a_file_that_was_cut_or_overwritten_counts_as_absent(tmp_path):
     whole = (tmp_path / f"{key}.npz").read_bytes()
     for content in (b"", whole[: len(whole) // 2], b"not an archive", whole[:100] + b"x" * 300):
         (tmp_path / f"{key}.npz").write_bytes(content)
-        assert store.read(key) is None
+        assert store.read(key, 2, 2) is None
     assert not list(tmp_path.glob("*.partial"))
 
 

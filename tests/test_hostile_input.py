@@ -3,6 +3,7 @@ they hold, nothing of it is executed. hostile_rows and hostile_models hold the h
 
 import collections
 import gzip
+import hashlib
 import json
 import pickle
 import random
@@ -86,7 +87,10 @@ HEAVY = (
     "a_hundred_million_rows_of_nothing", "millions_of_bad_rows", "csv-0", "a_bomb_of_gzip-0",
     "a_bomb_of_gzip-1", "a_bomb_of_gzip-2", "a_bomb_of_gzip-3", "a_tokenizer_with_code-1",
     "an_index_of_safetensors-10", "nothing_but_zero_bytes", "a_line_without_an_end-1",
-    "a_line_without_an_end-2", "a_line_without_an_end-3",
+    "a_line_without_an_end-2", "a_line_without_an_end-3", "a_tokenizer_that_grows-1",
+    "one_text_in_every_row-0", "one_text_in_every_row-1", "a_config-19", "json_as_tokenizer-10",
+    "a_bomb_among_the_sources-0", "a_bomb_among_the_sources-2", "csv-10",
+    "the_end_of_an_attack_of_a_gigabyte",
 )  # fmt: skip
 """Seconds of processor time each."""
 
@@ -132,7 +136,13 @@ def tried(kind, reader, path, content):
     """One hostile file: its outcome, where it is one."""
     path.write_bytes(content)
     TRIED[f"{kind} by chance"] += 1
-    assert outcome(reader, path if reader != "model" else path.parent)
+    assert outcome(reader, path.parent if reader in FOLDERS else path)
+
+
+FOLDERS = {
+    "model": "config.json", "set": "manifest.json", "tokenizer_folder": "tokenizer_config.json",
+}  # fmt: skip
+"""Kinds that are folders, and their file of JSON."""
 
 
 @runs
@@ -150,10 +160,13 @@ def test_lines_of_any_bytes_are_read_or_refused(kind, much, tmp_path):
 
 
 @runs
-@pytest.mark.parametrize("kind", ["rows", "pairs", "templates", "suite", "config", "model"])
+@pytest.mark.parametrize(
+    "kind", ["rows", "pairs", "templates", "suite", "config", "set_config", "attack", "reply",
+             *FOLDERS],
+)  # fmt: skip
 def test_json_with_anything_in_place_of_anything_is_read_or_refused(kind, much, tmp_path):
     path = SOUND[kind](tmp_path)
-    path = path / "config.json" if kind == "model" else path
+    path = path / FOLDERS[kind] if kind in FOLDERS else path
     is_lines = path.suffix == ".jsonl"
     sound = [json.loads(line) for line in path.read_text().splitlines()] if is_lines else None
     sound = sound or json.loads(path.read_text())
@@ -165,6 +178,12 @@ def test_json_with_anything_in_place_of_anything_is_read_or_refused(kind, much, 
         document = mutated(sound, draw)
         if draw.random() < 0.3:
             document = put(document, value, draw)
+        if kind == "set" and isinstance(document, dict):  # one who changes it would do this, too
+            what = {name: document.get(name) for name in ("tasks", "splits")}
+            content = json.dumps(what, sort_keys=True, ensure_ascii=False)
+            document["content_hash"] = hashlib.sha256(
+                content.encode("utf-8", "surrogatepass")
+            ).hexdigest()
         if is_lines:
             text = "\n".join(map(json.dumps, document)) if isinstance(document, list) else ""
         else:
@@ -196,6 +215,7 @@ NATIVE = {
     "SentencePiece": ("tokenizer", lambda f: bytes_file(f, "a.model", sentencepiece())),
     "memory maps": ("set", SOUND["set"]),
     "manifests": ("set", SOUND["set"]),
+    "predictions": ("predictions", SOUND["predictions"]),
 }
 """What libraries read that are not Python, and may take the process down: read in the sandbox."""
 DAMAGED = {

@@ -129,7 +129,9 @@ class _Builder:
     def _entries(self) -> list[_Entry]:
         entries: dict[str, _Entry] = {}
         for number, settings in enumerate(self._config.sources):
-            self._console.print(f"Reading {settings.kind} {settings.name or number}", style="dim")
+            self._console.print(
+                f"Reading {settings.kind} {settings.name or number}", style="dim", markup=False
+            )
             source = make_source(settings, self._config.seed)
             for note in source.notes:
                 self._console.print(f"  {note}", style="dim", markup=False, highlight=False)

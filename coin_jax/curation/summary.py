@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coin_jax.data.set_format import MANIFEST, Manifest
+from coin_jax.untrusted import printable
 
 MOST_TASKS = 40
 """Lines of the table; the manifest has all tasks."""
@@ -35,7 +36,7 @@ def print_summary(manifest: Manifest, output: pathlib.Path, console: Console) ->
         found = ", ".join(f"{count:,} {kind}s" for kind, count in hits.items())
         console.print(f"overlap with evaluation: {found}", highlight=False)
     if first := manifest.record["first_unreadable"]:
-        console.print(Text(f"first unreadable row: {first}"), style="dim")
+        console.print(Text(printable(f"first unreadable row: {first}")), style="dim")
     console.print(Text(f"manifest      {output / MANIFEST}"), soft_wrap=True)
     console.print(Text(f"content hash  {manifest.content_hash}"), soft_wrap=True)
 
@@ -69,11 +70,11 @@ def _tasks(manifest: Manifest) -> Table:
 def left_out_table(record: Mapping[str, Any], task: str | None = None) -> Table:
     """What each filter left out, of instances and of wordings, by the manifest's record."""
     counts: dict[tuple[str, str], collections.Counter] = {}
-    for name, content in record.get("tasks", {}).items():
+    for name, content in _mapping(record.get("tasks")).items():
         if task in (None, name):
             for of, field in (("instances", "left_out"), ("wordings", "wordings_left_out")):
-                for reason, count in content.get(field, {}).items():
-                    if count:
+                for reason, count in _mapping(_mapping(content).get(field)).items():
+                    if isinstance(count, int) and count > 0:
                         counts.setdefault((of, reason), collections.Counter())[name] += count
     table = Table(title="Left out", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("what")
@@ -84,5 +85,10 @@ def left_out_table(record: Mapping[str, Any], task: str | None = None) -> Table:
     for (of, reason), by_task in sorted(counts.items(), key=lambda item: -item[1].total()):
         most = [f"{name} {count:,}" for name, count in by_task.most_common(2)]
         cells = [of, reason, f"{by_task.total():,}", ", ".join(most)]
-        table.add_row(*map(Text, cells[: len(table.columns)]))
+        table.add_row(*(Text(printable(cell)) for cell in cells[: len(table.columns)]))
     return table
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Of a record, which may be a stranger's: nothing where it is no object."""
+    return value if isinstance(value, Mapping) else {}

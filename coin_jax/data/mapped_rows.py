@@ -38,7 +38,7 @@ from coin_jax.data.set_format import (
     needed_fields,
 )
 from coin_jax.data.sources import PARQUET_ROWS, DataError
-from coin_jax.untrusted import Expansion, UntrustedError
+from coin_jax.untrusted import Expansion, read_arrays
 
 CHUNK, CHUNK_BYTES = 16_384, 1 << 29
 """Rows and bytes of an Arrow batch at most; 32-bit offsets reach 2 GiB."""
@@ -95,8 +95,7 @@ class MappedRows:
     """The rows of one split."""
 
     def __init__(self, path: pathlib.Path):
-        with np.load(_facts_beside(path)) as facts:  # which numpy reads without pickle
-            facts = dict(facts)
+        facts = read_arrays(_facts_beside(path))
         if facts.pop("seal").tolist() != _seal(path):
             raise _ForeignMapError(path)
         self.facts = Facts(**facts)
@@ -325,7 +324,9 @@ class _Converter:
                         self._note(batch, row)
                         writer.write_batch(batch)
                         row += len(batch)
-                except (MemoryError, UntrustedError, pyarrow.ArrowException) as error:
+                except (MemoryError, ValueError, OSError, pyarrow.ArrowException) as error:
+                    if isinstance(error, DataError):
+                        raise
                     raise DataError(f"{shard_path}: cannot be read: {error}") from None
         np.savez(
             _facts_beside(path),

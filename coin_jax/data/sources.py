@@ -334,7 +334,8 @@ def _read_parquet(file: pathlib.Path) -> Iterator[tuple[str, Record]]:
                     yield f"{file}, row {number}", record
     except UntrustedError as error:
         raise DataError(f"{file}: cannot be read after row {number}: {error}") from None
-    except (OSError, MemoryError, pyarrow.ArrowException) as error:
+    # A name of a column that is not UTF-8 is an error of Python's.
+    except (OSError, MemoryError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise DataError(f"{file}: not Parquet: {_first_line(error)}") from None
 
 

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
 import functools
 import io
 import itertools
-import math
 import pathlib
 import re
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from coin_jax.config import TokenizerConfig
 from coin_jax.data.sources import DataError
 from coin_jax.data.templates import Prompt
-from coin_jax.untrusted import (
-    OTHER_TOKENIZER_FILES,
-    TOKENIZER_FILES,
-    UntrustedError,
-    check_values,
-    model_folder,
-    parse_json,
-    read_bytes,
-)
+from coin_jax.data.tokenizer_files import check_files, check_sentencepiece, without_panic
+from coin_jax.untrusted import TOKENIZER_FILES, UntrustedError, model_folder, read_bytes
 
 SENTINELS = 100
 """Of T5's vocabulary; they mark masked spans in pretraining."""
@@ -36,8 +27,6 @@ _TRAINING_LINES = 200_000
 """Lines a SentencePiece model is trained on at most; they take seconds."""
 _REMEMBERED_WORDS = 1 << 18
 """Tens of megabytes."""
-MOST_GROWTH = 1000
-"""Times that replacements may lengthen a text; real ones give three letters for one."""
 _TIE = 0.05
 """Log-probability: far above what float32 sums over a text are off by."""
 
@@ -78,13 +67,13 @@ class HuggingFaceTokenizer:
 
         try:
             if path.endswith(".json"):
-                _check_files(pathlib.Path(path))
+                check_files(pathlib.Path(path))
                 # The file alone names no pad and eos token, and saving would forget them.
                 names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
                 self._tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=path, **names)
             else:
                 folder = model_folder(path, (*TOKENIZER_FILES, "config.json"))
-                _check_files(pathlib.Path(folder))
+                check_files(pathlib.Path(folder))
                 self._tokenizer = transformers.AutoTokenizer.from_pretrained(
                     folder, trust_remote_code=False, local_files_only=True
                 )
@@ -92,8 +81,6 @@ class HuggingFaceTokenizer:
             if self._fast is not None:
                 self._fast.no_padding()  # either would lengthen or cut every text unasked
                 self._fast.no_truncation()
-                _check_growth(self._fast.normalizer)
-                _check_growth(self._fast.decoder)
         except Exception as error:  # the library raises many kinds for a missing or broken file
             raise DataError(
                 f"tokenizer.path = {path!r}: no tokenizer could be loaded from it (a Hugging Face "
@@ -120,7 +107,7 @@ class HuggingFaceTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         if self._fast is None:
             return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        with _without_panic():
+        with without_panic():
             return [
                 encoding.ids
                 for encoding in self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -129,7 +116,7 @@ class HuggingFaceTokenizer:
     def encode(self, text: str) -> list[int]:
         if self._fast is None:
             return self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        with _without_panic():
+        with without_panic():
             return self._fast.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -141,50 +128,13 @@ class HuggingFaceTokenizer:
     def prefix(self, text: str, tokens: int) -> str:
         if self._fast is None:
             return self.decode(self.encode(text)[:tokens])
-        offsets = self._fast.encode(text, add_special_tokens=False).offsets
+        with without_panic():
+            offsets = self._fast.encode(text, add_special_tokens=False).offsets
         # Up to where the first token too many begins: a letter may make several tokens.
         return text[: offsets[tokens][0]] if tokens < len(offsets) else text
 
     def save(self, folder: str | pathlib.Path) -> None:
         self._tokenizer.save_pretrained(str(folder))
-
-
-def _check_files(path: pathlib.Path) -> None:
-    """Raises: UntrustedError for a file that is too large, before a library reads it, and for a
-    folder without any, of which transformers makes a tokenizer that knows no word."""
-    names = (*TOKENIZER_FILES, *OTHER_TOKENIZER_FILES)
-    files = [path / name for name in names if (path / name).exists()] if path.is_dir() else [path]
-    if not files:
-        raise UntrustedError(f"no {', '.join(names)} is there")
-    for file in files:
-        content = read_bytes(file)
-        if file.suffix == ".json":
-            check_values(content)
-
-
-def _check_growth(step: Any) -> None:
-    """Raises: UntrustedError for replacements that one after the other blow a text up."""
-
-    def growth(entry: Mapping[str, Any]) -> int:
-        steps = entry.get("normalizers") or entry.get("decoders") or ()
-        return math.prod(map(growth, steps)) * max(1, len(entry.get("content") or ""))
-
-    if step is not None and growth(parse_json(step.__getstate__())) > MOST_GROWTH:
-        raise UntrustedError(
-            f"its replacements could make a text more than {MOST_GROWTH} times as long"
-        )
-
-
-@contextlib.contextmanager
-def _without_panic() -> Iterator[None]:
-    """What tokenizers raises where a pattern takes too long is no Exception, and so would pass by
-    everything that handles one."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise DataError(f"the tokenizer fails on a text: {error}") from None
 
 
 class SentencePieceTokenizer:
@@ -235,9 +185,11 @@ class SentencePieceTokenizer:
         path = pathlib.Path(path)
         file = path / MODEL_FILE if path.is_dir() else path
         try:
-            return cls(read_bytes(file), str(file))
+            content = read_bytes(file)
+            check_sentencepiece(content)
+            return cls(content, str(file))
         except UntrustedError as error:
-            raise DataError(f"tokenizer.path: {file} is {error}") from None
+            raise DataError(f"tokenizer.path: {file}: {error}") from None
         except OSError as error:
             raise DataError(f"tokenizer.path: {file} cannot be read: {error.strerror}") from None
         except RuntimeError as error:

@@ -51,9 +51,9 @@ def prefixes(answers: Sequence[str]) -> list[tuple[str, str]]:
     end-of-sequence is not scored the longer can never win.
     """
     pairs = []
-    for pair in itertools.combinations(answers, 2):
-        shorter, longer = sorted(pair, key=lambda answer: len(normalise(answer)))
-        if normalise(longer).startswith(normalise(shorter)):
+    for pair in itertools.combinations(zip(map(normalise, answers), answers, strict=True), 2):
+        (beginning, shorter), (whole, longer) = sorted(pair, key=lambda entry: len(entry[0]))
+        if whole.startswith(beginning):
             pairs.append((shorter, longer))
     return pairs
 

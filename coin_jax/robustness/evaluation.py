@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ from coin_jax.robustness.suite import (
     make_wording,
     prompt,
 )
+from coin_jax.untrusted import is_whole, steers_terminal
 
 Scoring = Literal["likelihood", "generation"]
 
@@ -89,7 +90,7 @@ def ask(
             if wording.task != task.name:
                 continue
             key = _key(contestant, task, wording, scoring, settings)
-            known = store.read(key) if store else None
+            known = store.read(key, len(task.instances), len(task.answers)) if store else None
             if known is None:
                 unknown.append((wording, key))
             else:
@@ -214,7 +215,7 @@ def _attacked(
         wording=wording.text,
     )
     record = store.read_record(key)
-    if record is None:
+    if record is None or not is_end(record):
         found = attack(
             contestant.scorer,
             task,
@@ -236,6 +237,18 @@ def _attacked(
         }
         store.write_record(key, record)
     return record
+
+
+def is_end(record: Mapping[str, Any]) -> bool:
+    """Whether a stored record is how an attack ended."""
+    match record:
+        case {"text": str(text), "clean_accuracy": clean, "accuracy": accuracy, "queries": int()}:
+            shares = (
+                isinstance(share, int | float) and 0 <= share <= 1 for share in (clean, accuracy)
+            )
+            is_sound = is_whole(text) and not steers_terminal(text)
+            return len(record) == 4 and all(shares) and is_sound
+    return False
 
 
 def _ask(

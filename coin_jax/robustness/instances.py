@@ -6,6 +6,7 @@ TensorFlow Datasets and `datasets` are imported where a suite names them, and no
 from __future__ import annotations
 
 import functools
+import glob
 import itertools
 import pathlib
 import re
@@ -21,6 +22,10 @@ from coin_jax.data.sources import DataError, TaskRow, expand_files, read_task_ro
 SCENES_SEED = 0x5017E
 """Of the built-in scenes: not a training seed, so that what keep-best watched is not what a suite
 reports."""
+
+
+MOST_ROWS = 1_000_000
+"""Of a data set of TFDS or the hub, which are held in memory."""
 
 
 class MissingDataError(DataError):
@@ -78,11 +83,20 @@ class Reader:
             if isinstance(reason.__cause__, ImportError | ConnectionError | socket.gaierror):
                 self._unreachable[kind] = str(reason)
             raise
-        return Rows(f"{place} ({split})", list(rows))
+        rows = list(itertools.islice(rows, MOST_ROWS + 1))
+        if len(rows) > MOST_ROWS:
+            raise DataError(
+                f"{place}: more than {MOST_ROWS:,} rows; take a part of it, as the split "
+                f"'{split}[:10000]'"
+            )
+        return Rows(f"{place} ({split})", rows)
 
     def _local(self, pattern: str, task: str) -> Rows:
-        if "**" in pattern:
-            raise DataError(f"data {pattern!r}: ** could look through all disks; name the folders")
+        if "**" in pattern or glob.has_magic(str(pathlib.PurePath(pattern).parent)):
+            raise DataError(
+                f"data {pattern!r}: * and ? may stand in a file's name; in a folder's they could "
+                "look through all disks"
+            )
         for folder in self._folders:
             try:
                 files = expand_files([str(folder / pattern)], "data")
@@ -162,7 +176,12 @@ def _tfds_rows(name: str, split: str, label: str) -> Records:
     return records, _label_names(info.features, label)
 
 
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.+ -]+)?")
+
+
 def _hub_rows(name: str, split: str, label: str) -> Records:
+    if not _HUB_NAME.fullmatch(name):
+        raise DataError(f"{name!r} is no name of the hub as OWNER/NAME or OWNER/NAME:CONFIG")
     import datasets
 
     path, _, config = name.partition(":")

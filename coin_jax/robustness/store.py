@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from coin_jax.untrusted import UntrustedError, read_arrays, read_json
 
 
 class Answered(NamedTuple):
@@ -22,6 +23,26 @@ class Answered(NamedTuple):
     """float32 [I, A], log-likelihoods; None where answers were generated."""
     texts: np.ndarray | None = None
     """str [I], what was generated; None where answers were scored."""
+
+    def fits(self, instances: int, answers: int) -> bool:
+        """Whether it can be what was said to so many instances with so many answers."""
+        said, scores, texts = self
+        return (
+            said.shape == (instances,)
+            and said.dtype == np.int32
+            and bool(((said >= -1) & (said < answers)).all())
+            and (scores is None) != (texts is None)
+            and (texts is None or (texts.shape == (instances,) and texts.dtype.kind == "U"))
+            and (
+                scores is None
+                or (
+                    scores.shape == (instances, answers)
+                    and scores.dtype == np.float32
+                    and not np.isnan(scores).any()
+                    and bool((said >= 0).all())
+                )
+            )
+        )
 
 
 class PredictionStore:
@@ -37,12 +58,13 @@ class PredictionStore:
         content = json.dumps(facts, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:40]
 
-    def read(self, key: str) -> Answered | None:
+    def read(self, key: str, instances: int, answers: int) -> Answered | None:
+        """What was said to so many instances; None where nothing that fits them is there."""
         try:
-            with np.load(self._folder / f"{key}.npz", allow_pickle=False) as file:
-                return Answered(**{name: file[name] for name in file.files})
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
+            found = Answered(**read_arrays(self._folder / f"{key}.npz"))
+        except (OSError, ValueError, TypeError):
             return None
+        return found if found.fits(instances, answers) else None
 
     def write(self, key: str, answered: Answered) -> None:
         arrays = {name: a for name, a in answered._asdict().items() if a is not None}
@@ -51,9 +73,10 @@ class PredictionStore:
     def read_record(self, key: str) -> dict[str, Any] | None:
         """A record of plain values, such as an attack's end."""
         try:
-            return json.loads((self._folder / f"{key}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            record = read_json(self._folder / f"{key}.json")
+        except (OSError, UntrustedError):
             return None
+        return record if isinstance(record, dict) else None
 
     def write_record(self, key: str, record: Mapping[str, Any]) -> None:
         content = json.dumps(record).encode("utf-8")

@@ -43,6 +43,8 @@ CONTENT = "content"
 """The placeholder for all fields of an instance at once."""
 CUE = " Answer:"
 """Stands after an instance's text that is appended to a prompt."""
+MOST_TOLD = 50
+"""Faults of one suite file, about."""
 
 _WORD = re.compile(r"[^\W_]+")
 _PLACEHOLDER = re.compile(r"\{\w*\}")
@@ -339,6 +341,8 @@ class _Loading:
 
     def _fault(self, where: str, reason: str) -> None:
         self._faults.append(f"{self._path}: {where}: {reason}")
+        if len(self._faults) > MOST_TOLD:  # finding what each was meant to be takes a while
+            raise DataError("\n".join([*self._faults, "and perhaps more"]))
 
     def _entries(self, clean: str) -> dict[str, TaskEntry]:
         """The tasks of the file, and those of GLUE that its prompts name besides."""

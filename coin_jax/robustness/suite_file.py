@@ -29,8 +29,19 @@ MOST_PROMPTS = 20_000
 """Of a suite file: each is put to hundreds of instances."""
 MOST_NAMES = 1000
 """Conditions, and tasks, of a suite file."""
+MOST_WORDINGS = 100_000
+"""Prompts of a suite file with the perturbed copies that it asks for."""
+LONGEST_TEXT = 20_000
+"""Characters of a prompt or an answer: what perturbing one takes grows with their square."""
+MOST_ANSWERS = 500
+"""Of a task: each is compared with each."""
+MOST_PLACES = 100
+"""Where the data of one task may be."""
 MOST_COPIES = 1000
 """Perturbed versions of one prompt."""
+MOST_COMPARED = 100
+"""Characters of an unknown name that are compared with the known ones: what that takes grows with
+their square."""
 STRICT = pydantic.ConfigDict(extra="forbid")
 Count = Annotated[int, pydantic.Field(ge=1, le=10**9)]
 
@@ -97,6 +108,8 @@ def _filled(text: str) -> str:
         raise ValueError("must not be empty")
     if steers_terminal(text):
         raise ValueError("must hold no control characters")
+    if len(text) > LONGEST_TEXT:
+        raise ValueError(f"must have at most {LONGEST_TEXT} characters")
     return text
 
 
@@ -112,7 +125,7 @@ class TaskEntry:
     data: Annotated[
         list[Text],
         pydantic.BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
-        pydantic.Field(min_length=1),
+        pydantic.Field(min_length=1, max_length=MOST_PLACES),
     ]
     """One place or several, of which the first that has the data is read: a JSONL name or pattern,
     `builtin:NAME`, `tfds:NAME`, `hub:NAME` or `hub:NAME:CONFIG`."""
@@ -125,10 +138,10 @@ class TaskEntry:
                 else value
             )
         ),
-        pydantic.Field(min_length=1),
+        pydantic.Field(min_length=1, max_length=MOST_NAMES),
     ]
     """The fields of a row that prompts use; as an object, {name in the data: name in prompts}."""
-    answers: Annotated[dict[Name, Text], pydantic.Field(min_length=1)]
+    answers: Annotated[dict[Name, Text], pydantic.Field(min_length=1, max_length=MOST_ANSWERS)]
     """The answer to each label of the data, in the order in which options are listed. Several
     labels may share an answer."""
     split: str = "validation"
@@ -137,7 +150,9 @@ class TaskEntry:
     """The column with the label, in TFDS and hub data sets."""
     content: str = ""
     """How the fields are laid out where a prompt has no places for them; a template."""
-    frozen: list[Text] = dataclasses.field(default_factory=list)
+    frozen: Annotated[list[Text], pydantic.Field(max_length=MOST_NAMES)] = dataclasses.field(
+        default_factory=list
+    )
     """Words that perturbations must not touch, besides answers and placeholders."""
     optional: bool = False
     """Left out with a note, not an error, where its data is missing."""
@@ -244,9 +259,13 @@ def read_suite_file(path: pathlib.Path) -> SuiteFile:
             ) from None
         faults = [f"{path}: {_readable(fault)}" for fault in error.errors()]
         raise DataError("\n".join(faults)) from None
-    prompts = sum(len(texts) for tasks in file.prompts.values() for texts in tasks.values())
+    sizes = {name: sum(map(len, tasks.values())) for name, tasks in file.prompts.items()}
+    prompts, clean = sum(sizes.values()), file.clean or next(iter(sizes))
     if prompts > MOST_PROMPTS:
         raise DataError(f"{path}: {prompts} prompts; at most {MOST_PROMPTS} are read")
+    made = sum(sizes.get(one.of or clean, 0) * one.copies for one in file.perturbations)
+    if prompts + made > MOST_WORDINGS:
+        raise DataError(f"{path}: asks for {made} perturbed prompts; at most {MOST_WORDINGS}")
     return file
 
 
@@ -278,6 +297,6 @@ def place(*keys: str | int) -> str:
 
 
 def unknown(what: str, name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name[:LONGEST_NAME], known, n=1)
+    near = difflib.get_close_matches(name[:MOST_COMPARED], known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
     return f"unknown {what} {name!r}; {hint}"

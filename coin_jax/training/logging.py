@@ -13,6 +13,7 @@ from typing import Any
 
 from coin_jax.config import Config, ConfigError
 from coin_jax.training.storage import write_whole
+from coin_jax.untrusted import public
 
 
 def check_writers(config: Config) -> None:
@@ -81,10 +82,10 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
             records.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return [
-        record
+        {name: value for name, value in record.items() if isinstance(value, int | float)}
         for record in records
         if isinstance(record, dict) and isinstance(record.get("step"), int)
     ]
@@ -105,6 +106,6 @@ def _wandb_run(run_directory: pathlib.Path, config: Config) -> Any:
         project=config.training.wandb_project,
         name=config.name,
         dir=str(run_directory),
-        config=dataclasses.asdict(config),
+        config=public(dataclasses.asdict(config)),
         resume="allow",
     )

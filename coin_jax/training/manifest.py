@@ -63,15 +63,17 @@ def fault(folder: pathlib.Path, read: bool = True) -> str | None:
             if name not in files:
                 return f"{printable(name[:LONGEST_NAME])} is missing"
             if (there := files[name].stat().st_size) != size:
-                return f"{name} has {there:,} of {size:,} bytes"
+                return f"{printable(name)} has {there:,} of {size:,} bytes"
         if read:
             with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
                 hashes = threads.map(lambda name: _sha256(files[name]), wanted)
                 for (name, (_, expected)), found in zip(wanted.items(), hashes, strict=True):
                     if found != expected:
-                        return f"the content of {name} is not what was written"
+                        return f"the content of {printable(name)} is not what was written"
     except OSError as error:  # a sector that cannot be read
-        return f"{error.filename or folder} cannot be read: {error.strerror or error}"
+        return (
+            f"{printable(str(error.filename or folder))} cannot be read: {error.strerror or error}"
+        )
     return None
 
 

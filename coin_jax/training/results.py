@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from coin_jax.training.logging import read_metrics
 from coin_jax.training.storage import write_whole
@@ -56,9 +57,9 @@ def print_results(
         )
     facts.add_row("time", f"{seconds:.0f} s in all")
     for name, note in notes.items():
-        facts.add_row(name, note)
+        facts.add_row(name, Text(note))
     for name, path in paths.items():
-        facts.add_row(name, str(path))
+        facts.add_row(name, Text(str(path)))
     console.print(facts)
 
 
@@ -82,7 +83,7 @@ def accuracy_table(accuracy: Any) -> Table:
     for task, groups in by_task.items():
         majority = next(iter(groups.values()))["majority"]
         table.add_row(
-            task,
+            Text(task),
             f"{100 * majority:.1f}",
             *cells(groups.get("seen")),
             *cells(groups.get("unseen")),

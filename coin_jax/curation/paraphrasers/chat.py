@@ -112,7 +112,7 @@ def read_rewordings(content: str) -> list[str]:
     try:
         # Models break lines inside strings, which strict JSON forbids.
         found = json.loads(content[content.index("[") : content.rindex("]") + 1], strict=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError("no whole JSON array in the answer") from None
     if not found or not all(isinstance(each, str) and each.strip() for each in found):
         raise ValueError("a JSON array of something else than texts")

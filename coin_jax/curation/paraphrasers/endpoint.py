@@ -21,7 +21,15 @@ import httpx2
 
 from coin_jax.curation.config import ChatConfig
 from coin_jax.curation.paraphrasers.paraphraser import Progress, Usage
-from coin_jax.curation.paraphrasers.replies import ChatError, NoAnswerError, Reply, read_reply
+from coin_jax.curation.paraphrasers.replies import (
+    LARGEST_REPLY,
+    ChatError,
+    NoAnswerError,
+    Reply,
+    read_content,
+    read_reply,
+)
+from coin_jax.untrusted import read_bytes
 
 LONGEST_BACK_OFF = 60.0
 LONGEST_WAIT = 600.0
@@ -174,13 +182,15 @@ class Endpoint:
         self._usage.tries += 1
         try:
             async with asyncio.timeout(self._settings.timeout):
-                response = await client.post(self._url, json=question.body)
+                sending = client.stream("POST", self._url, json=question.body)
+                async with sending as response:
+                    sent = await read_content(response)
         except TimeoutError:
             raise NoAnswerError(f"no answer within {self._settings.timeout:g} s") from None
         except httpx2.RequestError as error:
             name = type(error).__name__
             raise NoAnswerError(f"{name}: {error}".rstrip(": ")) from error
-        reply = read_reply(response, self._settings, self._key)
+        reply = read_reply(response, sent, self._settings, self._key)
         self._count(reply)
         try:
             answer = self._read(reply.text)
@@ -230,9 +240,9 @@ class Endpoint:
     def _recall(self, question: Question) -> list[str] | None:
         """A former answer; None where there is none, or none that is whole and useful."""
         try:
-            content = (self._cache / f"{question.key}.json").read_bytes()
+            content = read_bytes(self._cache / f"{question.key}.json", 2 * LARGEST_REPLY)
             return self._read(str(json.loads(content)["answer"]))
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
 
     def _remember(self, question: Question, reply: Reply) -> None:

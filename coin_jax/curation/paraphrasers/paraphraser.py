@@ -12,6 +12,7 @@ from coin_jax.data.sources import DataError
 from coin_jax.data.templates import parse_template
 from coin_jax.progress import Progress
 from coin_jax.robustness.perturb.words import frozen_texts
+from coin_jax.untrusted import is_whole, steers_terminal
 
 
 class Request(NamedTuple):
@@ -69,11 +70,14 @@ def has_words(text: str) -> bool:
 def keep_sound(text: str, candidates: Iterable[str], frozen: Sequence[str]) -> list[str]:
     """The candidates that can stand for a text, without blanks around them, each once.
 
-    They have its placeholders and frozen words, each as often, and differ by more than blanks.
+    They have its placeholders and frozen words, each as often, differ by more than blanks, and hold
+    neither half characters nor what steers a terminal.
     """
     needed = frozen_texts(text, frozen), _placeholders(text)
     kept: dict[str, str] = {}
     for candidate in map(str.strip, candidates):
+        if steers_terminal(candidate) or not is_whole(candidate):
+            continue
         try:
             found = frozen_texts(candidate, frozen), _placeholders(candidate)
         except DataError:  # a brace too many or too few

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import httpx2
 
 from coin_jax.curation.config import ChatConfig
+from coin_jax.untrusted import printable, shown
 
 PASSING = frozenset({408, 409, 425, 429})
 """Client errors that a later try may not meet; those of the server, from 500 on, are so too."""
@@ -17,8 +18,17 @@ OF_ONE_QUESTION = frozenset({"content_filter", "context_length_exceeded"})
 """Error codes that say nothing about the other questions."""
 
 
+MOST_TOKENS = 10**9
+"""Of one answer, as its endpoint says."""
+LARGEST_REPLY = 16 << 20
+"""Bytes; ten wordings have a thousandth."""
+
+
 class ChatError(ValueError):
     """An endpoint that cannot be asked at all, with what to change."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class NoAnswerError(Exception):
@@ -28,6 +38,9 @@ class NoAnswerError(Exception):
         super().__init__(problem)
         self.wait, self.again = wait, again
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
 
 class Reply(NamedTuple):
     text: str
@@ -36,15 +49,28 @@ class Reply(NamedTuple):
     output_tokens: int
 
 
-def read_reply(response: httpx2.Response, settings: ChatConfig, key: str) -> Reply:
-    """The text of an answer and what it cost.
+async def read_content(response: httpx2.Response) -> bytes:
+    """What an endpoint sends. Raises: NoAnswerError for more than any answer has."""
+    # Other ways of packing can make gigabytes of the few bytes that come at a time.
+    if response.headers.get("content-encoding", "") not in ("", "identity", "gzip", "deflate"):
+        raise NoAnswerError("an answer packed in a way that was not asked for", again=False)
+    content = bytearray()
+    async for piece in response.aiter_bytes():
+        content += piece
+        if len(content) > LARGEST_REPLY:
+            raise NoAnswerError(f"an answer of more than {LARGEST_REPLY:,} bytes", again=False)
+    return bytes(content)
+
+
+def read_reply(response: httpx2.Response, sent: bytes, settings: ChatConfig, key: str) -> Reply:
+    """The text of an answer and what it cost; `sent` is the response's content.
 
     Raises: NoAnswerError where another try may help, ChatError where none will; neither says the
     key, though some endpoints repeat it.
     """
     try:
-        content = response.json()
-    except ValueError:
+        content = json.loads(sent)
+    except (ValueError, RecursionError):
         content = None
     if response.status_code != 200:
         raise _refusal(response, content, settings, key)
@@ -57,8 +83,13 @@ def read_reply(response: httpx2.Response, settings: ChatConfig, key: str) -> Rep
             text = ""
     usage = content.get("usage") if isinstance(content, dict) else None
     usage = usage if isinstance(usage, dict) else {}
-    tokens = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
-    return Reply(text.strip(), *(count if isinstance(count, int) else 0 for count in tokens))
+    tokens = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    text = text.encode("utf-8", "replace").decode()  # JSON can spell half a character
+    known = (isinstance(count, int) and 0 <= count < MOST_TOKENS for count in tokens)
+    input_tokens, output_tokens = (
+        count if is_count else 0 for count, is_count in zip(tokens, known, strict=True)
+    )
+    return Reply(text.strip(), input_tokens, output_tokens)
 
 
 def _refusal(response: httpx2.Response, content: Any, settings: ChatConfig, key: str) -> Exception:
@@ -86,6 +117,7 @@ def _refusal(response: httpx2.Response, content: Any, settings: ChatConfig, key:
         429: "the account has no credit left",
     }
     if location := response.headers.get("location"):
+        location = location.replace(key, "***") if key else location
         helps[status] = f"chat.base_url has moved to {location}"
     help_ = helps.get(status, "trying again would not help")
     return ChatError(f"{response.request.url} answers {problem} ({help_})")
@@ -98,7 +130,7 @@ def _message(content: Any, key: str) -> str:
             pass
         case _:
             message = content
-    text = message if isinstance(message, str) else json.dumps(message) if message else ""
+    text = message if isinstance(message, str) else shown(message, 300) if message else ""
     text = text.replace(key, "***") if key else text
     return " ".join(text.split())[:300].rstrip(".")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import hashlib
 import os
 import pathlib
 import re
@@ -13,8 +14,14 @@ from typing import Any
 
 from coin_jax.curation.sources.records import SUFFIXES
 from coin_jax.data.sources import DataError, expand_files
+from coin_jax.untrusted import shown, without_credentials
 
 HUB = "hub:"
+SCHEMES = (
+    *("http", "https", "gs", "gcs", "s3", "s3a", "az", "abfs", "abfss", "adl", "oss", "hf"),
+    *("ftp", "sftp", "hdfs", "webhdfs", "memory"),
+)
+"""Of addresses: others of fsspec's read this machine's files, unpack, or run templates."""
 _SPLITS = {"train", "validation", "valid", "dev", "test"}
 
 
@@ -24,7 +31,7 @@ def resolve_files(
     """Files of local names, each once, in order; what is not here is fetched and stays here.
 
     A pattern is a file, a glob pattern, a folder (all its files with these suffixes, at any depth),
-    an address that fsspec knows (gs://, https:// and so on: a file, and but for https a glob
+    an address of SCHEMES (gs://, https:// and so on: a file, and but for https a glob
     pattern or a folder), or hub:OWNER/NAME[/PATTERN] for a data set of the Hugging Face hub.
 
     Args:
@@ -101,8 +108,14 @@ def _of_address(
     import fsspec
 
     parts = urllib.parse.urlsplit(address)
-    folder = cache_folder() / parts.scheme / parts.netloc / urllib.parse.quote(parts.query, "")
-    place = folder / parts.path.lstrip("/")
+    if parts.scheme not in SCHEMES or "::" in address:
+        raise DataError(f"{field}: {address!r}: addresses begin with one of {', '.join(SCHEMES)}")
+    # Places stand in errors and manifests, so neither passwords nor signatures are part of one.
+    host, query = parts.netloc.rpartition("@")[2], parts.query
+    if without_credentials(f"?{query}") != f"?{query}":
+        query = hashlib.sha256(query.encode("utf-8", "replace")).hexdigest()[:16]
+    folder = cache_folder() / parts.scheme / host / urllib.parse.quote(query, "")
+    place = _within(folder, parts.path, field)
     is_web = parts.scheme in ("http", "https")
     is_file = is_web or (_has(parts.path, suffixes) and not glob.has_magic(parts.path))
     if is_file and place.exists():
@@ -117,8 +130,11 @@ def _of_address(
             paths = _of_split(path, sorted(system.find(path)), suffixes, split)
         root = fsspec.core.url_to_fs(f"{parts.scheme}://{parts.netloc}")[1]
         return [
-            _fetched(system, path, folder / path.removeprefix(root).lstrip("/")) for path in paths
+            _fetched(system, path, _within(folder, path.removeprefix(root), field))
+            for path in paths
         ]
+    except DataError:
+        raise
     except ImportError as error:
         raise DataError(f"{field}: {address!r} needs a package that is missing: {error}") from None
     except Exception as error:  # every file system has errors of its own
@@ -127,6 +143,15 @@ def _of_address(
             f"there is a network, fetch it, put it on this machine and name that place in {field}"
             + (f"; at {place} it is found as it is" if is_file else "")
         ) from None
+
+
+def _within(folder: pathlib.Path, name: str, field: str) -> pathlib.Path:
+    """Where a file of that name stays. DataError for a name, or a host, that leads elsewhere."""
+    place = folder / name.lstrip("/")
+    inside = place.relative_to(cache_folder()).parts
+    if ".." in inside or "\0" in name or "\\" in name:
+        raise DataError(f"{field}: {shown(name)} leads out of its folder")
+    return place
 
 
 def _fetched(system: Any, path: str, place: pathlib.Path) -> pathlib.Path:

@@ -22,7 +22,14 @@ from coin_jax.curation.sources.selection import Answers, drawn, full_name
 from coin_jax.data.draws import draw_order
 from coin_jax.data.set_format import InstructionTask, Wording
 from coin_jax.data.sources import DataError, checked_text
-from coin_jax.untrusted import LARGEST_JSON, UntrustedError, parse_json, read_json, unpack
+from coin_jax.untrusted import (
+    LARGEST_JSON,
+    UntrustedError,
+    check_values,
+    parse_json,
+    read_json,
+    unpack,
+)
 
 SUFFIXES = (".json", ".json.gz")
 EXAMPLES = 2
@@ -99,7 +106,7 @@ class NaturalInstructions:
         where = f"{file.path}, instance {place + 1}"
         if not isinstance(entry, dict):
             return DataError(f"{where}: must be a JSON object, and is {entry!r:.80}")
-        where += f" ({entry['id']})" if "id" in entry else ""
+        where += f" ({entry['id']!s:.80})" if "id" in entry else ""
         try:
             text = checked_text(where, "input", entry.get("input")).strip()
             return Instance(file.task, {"input": text}, _target(where, entry), where)
@@ -122,7 +129,9 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     try:
         if path.suffix == ".gz":
             with unpack(path) as stream:
-                content = parse_json(stream.read(LARGEST_JSON))
+                text = stream.read(LARGEST_JSON)
+            check_values(text)
+            content = parse_json(text)
         else:
             content = read_json(path)
     except (OSError, EOFError, zlib.error, UntrustedError) as error:

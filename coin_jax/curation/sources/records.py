@@ -210,7 +210,7 @@ class _Arrow:
                         batch.validate(full=True)  # what is read from the map is not looked at
                         stream.write_batch(batch)
                 self._batches = list(pyarrow.ipc.open_stream(pyarrow.memory_map(copy.name)))
-        except pyarrow.ArrowException as error:
+        except (UnicodeDecodeError, pyarrow.ArrowException) as error:
             raise DataError(f"{file}: not Parquet: {error}") from None
         except (MemoryError, UntrustedError) as error:
             raise DataError(f"{file}: cannot be read: {error}") from None
