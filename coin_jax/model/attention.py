@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from coin_jax.config import ModelConfig
+from coin_jax.parallel.gathered import multiply
 from coin_jax.parallel.sharding import constrain
 
 MASKED = -1e9
@@ -33,7 +34,7 @@ def dense(x: jax.Array, kernel: nnx.Param) -> jax.Array:
     The rows are flattened first: XLA on CPU computes the weight gradient of the plain product of
     two matrices a quarter faster than that of [B, T, F] with [F, K].
     """
-    flat = x.reshape(-1, x.shape[-1]) @ kernel[...].astype(x.dtype)
+    flat = multiply(x.reshape(-1, x.shape[-1]), kernel[...].astype(x.dtype), kernel.axes)
     return flat.reshape(*x.shape[:-1], flat.shape[-1])
 
 
