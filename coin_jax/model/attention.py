@@ -6,6 +6,7 @@ by H^-0.5; the initialization takes care of that (Raffel et al. 2020, and their 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -13,14 +14,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from coin_jax.config import ModelConfig
+from coin_jax.model import fused_attention
 from coin_jax.parallel.gathered import multiply
+from coin_jax.parallel.mesh import is_for_tpu
 from coin_jax.parallel.sharding import constrain
 
 MASKED = -1e9
 """Added to a score that must not count. Finite, so that a row in which everything is masked gives
 a uniform distribution and not NaN; float32 exp() of anything near it is exactly 0."""
+
+
+KEPT = "product"
+"""What jax.checkpoint calls the arrays that the remat policy `minimal` keeps: it cannot see the
+products and kernels inside of a shard_map."""
 
 
 def parameter(rngs: nnx.Rngs, shape: tuple[int, ...], scale: float, *axes: str) -> nnx.Param:
@@ -35,6 +44,7 @@ def dense(x: jax.Array, kernel: nnx.Param) -> jax.Array:
     two matrices a quarter faster than that of [B, T, F] with [F, K].
     """
     flat = multiply(x.reshape(-1, x.shape[-1]), kernel[...].astype(x.dtype), kernel.axes)
+    flat = checkpoint_name(flat, KEPT)
     return flat.reshape(*x.shape[:-1], flat.shape[-1])
 
 
@@ -162,6 +172,32 @@ def segment_mask(
     return jnp.where(allowed, 0.0, MASKED).astype(jnp.float32)[:, None]
 
 
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Who sees whom, in the form that the chosen way of attending wants."""
+
+    query_segments: jax.Array
+    """[B, T]"""
+    key_segments: jax.Array
+    """[B, S]"""
+    causal: bool
+    is_fused: bool
+    """Whether the kernel of fused_attention.py takes it."""
+    added: jax.Array | None
+    """What `segment_mask` gives, where it does not."""
+
+
+def make_mask(
+    config: ModelConfig, query_segments_BxT: jax.Array, key_segments_BxS: jax.Array, causal: bool
+) -> Mask:
+    is_fused = config.attention == "fused" or (config.attention == "auto" and is_for_tpu())
+    is_fused = is_fused and fused_attention.fits(
+        *query_segments_BxT.shape, key_segments_BxS.shape[1], config.num_heads, config.d_kv
+    )
+    added = None if is_fused else segment_mask(query_segments_BxT, key_segments_BxS, causal)
+    return Mask(query_segments_BxT, key_segments_BxS, causal, is_fused, added)
+
+
 @jax.custom_vjp
 def biased_softmax(scores: jax.Array, bias: jax.Array | None, mask: jax.Array) -> jax.Array:
     """softmax(scores + bias + mask) over keys, float32 [B, N, T, S]; no gradient for the mask.
@@ -247,13 +283,28 @@ class Attention(nnx.Module):
         x_BxTxD: jax.Array,
         states_BxSxD: jax.Array,
         bias: jax.Array | None,
-        mask: jax.Array,
+        mask: Mask,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """Queries from x, keys and values from states: [B, T, D]."""
+        if mask.is_fused:
+            context_BxTxW = fused_attention.attend(
+                dense(x_BxTxD, self.query),
+                dense(states_BxSxD, self.key),
+                dense(states_BxSxD, self.value),
+                bias,
+                mask.query_segments,
+                mask.key_segments,
+                heads=self.heads,
+                causal=mask.causal,
+                dropout_rate=self.dropout_rate,
+                dropout_key=dropout_key,
+                interpret=not is_for_tpu(),
+            )
+            return dense(checkpoint_name(context_BxTxW, KEPT), self.out)
         query = self.split_heads(x_BxTxD, self.query)
         key, value = self.keys_and_values(states_BxSxD)
-        context = attend(query, key, value, bias, mask, self.dropout_rate, dropout_key)
+        context = attend(query, key, value, bias, mask.added, self.dropout_rate, dropout_key)
         return self.join_heads(context)
 
 
