@@ -75,6 +75,16 @@ class Collective:
         return self.bytes * factor * self.times
 
 
+class Kernel(NamedTuple):
+    """One call of a kernel of the project; the compiler writes no cycles beside it."""
+
+    name: str
+    scores: float
+    """Elements of attention's softmax."""
+    programs: float
+    """Of its grid."""
+
+
 class Work(NamedTuple):
     """What one instruction does, and how often in a step."""
 
@@ -83,6 +93,7 @@ class Work(NamedTuple):
     moved: float
     """Bytes that it reads from and writes to main memory."""
     source: str
+    kernel: Kernel | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,15 +211,29 @@ def summarize(
             for several, one in _BRANCHES.findall(instruction.attributes):
                 for branch in re.findall(r"[\w.\-]+", several or one):
                     visit(branch, times, inside, apart)
+            kernel, flops = _kernel(instruction)
+            products += times * flops
             if not is_fused and instruction.opcode not in FREE:
                 moved = traffic(instruction, computation, computations)
-                work.append(Work(times, (products - before) / times, moved, source))
+                work.append(Work(times, (products - before) / times, moved, source, kernel))
 
     visit(entry, 1.0, False, False)
     total = sum(cycles.values())
     slowest = tuple((source, count / total) for source, count in cycles.most_common(12) if total)
     ordered = sorted(collectives.values(), key=lambda one: -one.wire_bytes)
     return Summary(float(total), tuple(work), products, tuple(ordered), kept, slowest)
+
+
+def _kernel(instruction: Instruction) -> tuple[Kernel | None, float]:
+    """A call of model/fused_attention.py and its FLOPs, as its cost estimate tells them."""
+    cost = re.search(
+        r'"cost_estimate":\{"flops":"(\d+)","transcendentals":"(\d+)"', instruction.attributes
+    )
+    name = re.match(r"attention(_backward)?(?=[.\d]*$)", instruction.name)
+    if instruction.opcode != "custom-call" or not cost or not name:
+        return None, 0.0
+    rows, _, width = instruction.arrays()[0][1]
+    return Kernel(name[0], float(cost[2]), rows * math.ceil(width / 128)), float(cost[1])
 
 
 def traffic(instruction: Instruction, computation: dict, computations: dict) -> float:

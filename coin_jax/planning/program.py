@@ -25,7 +25,7 @@ from coin_jax.model.t5 import T5
 from coin_jax.objective import make_method
 from coin_jax.parallel.mesh import AXES, make_mesh, resolve
 from coin_jax.parallel.sharding import PAIR_FIELDS, ROW_FIELDS
-from coin_jax.planning import hlo
+from coin_jax.planning import hlo, kernels
 from coin_jax.planning.chips import GIB, Topology
 from coin_jax.training.flops import model_flops
 from coin_jax.training.optimizer import make_optimizer
@@ -329,10 +329,13 @@ def times(summary: hlo.Summary, topology: Topology) -> dict[str, float]:
     memory = chip.memory_bandwidth * MEMORY_EFFICIENCY
     wire = sum(one.wire_bytes for one in summary.collectives)
     exposed = sum(one.wire_bytes for one in summary.collectives if not one.is_async)
+    in_kernels = [kernels.cycles(chip, one.kernel) if one.kernel else 0 for one in summary.work]
+    counted = sum(one.times * cycles for one, cycles in zip(summary.work, in_kernels, strict=True))
     return {
-        "compute_seconds": summary.cycles / chip.clock,
+        "compute_seconds": (summary.cycles + counted) / chip.clock if summary.cycles else 0.0,
         "roofline_seconds": sum(
-            one.times * max(one.flops / products, one.moved / memory) for one in summary.work
+            one.times * max(one.flops / products, one.moved / memory, cycles / chip.clock)
+            for one, cycles in zip(summary.work, in_kernels, strict=True)
         ),
         "collective_seconds": wire / rate if rate else 0.0,
         "exposed_seconds": exposed / rate if rate else 0.0,
