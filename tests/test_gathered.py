@@ -1,5 +1,7 @@
 """Weights in pieces: gathered for a product, and its gradient scattered back."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +16,13 @@ from coin_jax.parallel.sharding import partition_spec
 
 @pytest.mark.parametrize("names", [("embed", "mlp"), ("mlp", "embed")])
 @pytest.mark.parametrize("counts", [(1, 8, 1), (2, 4, 1), (1, 4, 2), (2, 2, 2)])
-@pytest.mark.parametrize("stages", [None, (2, 2), (2, 4), (4, 2)])
-def test_a_product_and_its_gradients_are_those_of_one_device(names, counts, stages, monkeypatch):
-    if stages is not None:
-        if stages[0] * stages[1] != counts[1]:
-            pytest.skip("other stages")
-        monkeypatch.setattr(gathered, "stages_of", lambda count, kind: stages)
+@pytest.mark.parametrize("steps", [None, (2, 2), (2, 4), (4, 2), (2, 2, 2)])
+def test_a_product_and_its_gradients_are_those_of_one_device(names, counts, steps, monkeypatch):
+    if steps is not None:
+        if math.prod(steps) != counts[1]:
+            pytest.skip("of other devices")
+        way = gathered.Route(steps, steps, steps)
+        monkeypatch.setattr(gathered, "route", lambda count, kind: way)
     mesh = make_mesh(MeshConfig(*counts), jax.devices()[:8])
     draw = np.random.default_rng(0)
     x = draw.normal(size=(32, 16)).astype(np.float32)
@@ -56,19 +59,21 @@ def test_rows_or_features_that_do_not_divide_are_multiplied_plainly():
 
 
 @pytest.mark.parametrize(
-    ("count", "kind", "stages"),
+    ("count", "kind", "torus", "gather", "scatter"),
     [
-        (16, "TPU v5 lite", (4, 4)),
-        (32, "TPU v6 lite", (4, 8)),
-        (256, "TPU v5 lite", (16, 16)),
-        (64, "TPU v5", (16, 4)),
-        (128, "TPU v5p", (16, 8)),
-        (16, "TPU v4", (4, 4)),
-        (4, "TPU v4", (4,)),
-        (17, "TPU v5 lite", (17,)),
-        (64, "NVIDIA H100", (64,)),
-        (8, "cpu", (8,)),
+        (16, "TPU v5 lite", (4, 4), (16,), (4, 4)),
+        (32, "TPU v6 lite", (4, 8), (4, 8), (2, 4, 4)),
+        (256, "TPU v5 lite", (16, 16), (16, 16), (4, 4, 4, 4)),
+        (64, "TPU v5", (16, 4), (16, 4), (4, 4, 4)),
+        (128, "TPU v5p", (16, 8), (16, 8), (2, 4, 4, 4)),
+        (16, "TPU v4", (4, 4), (16,), (4, 4)),
+        (48, "TPU v5 lite", (6, 8), (6, 8), (3, 4, 4)),
+        (4, "TPU v4", (4,), (4,), ()),
+        (17, "TPU v5 lite", (17,), (17,), ()),
+        (22, "TPU v5 lite", (22,), (22,), ()),
+        (64, "NVIDIA H100", (64,), (64,), ()),
+        (8, "cpu", (8,), (8,), ()),
     ],
 )
-def test_stages_follow_the_torus(count, kind, stages):
-    assert gathered.stages_of(count, kind) == stages
+def test_a_route_follows_the_torus(count, kind, torus, gather, scatter):
+    assert gathered.route(count, kind) == (torus, gather, scatter)

@@ -14,7 +14,7 @@ import jax
 from jax.experimental import mesh_utils
 
 from coin_jax.config import ConfigError, MeshConfig
-from coin_jax.parallel.gathered import stages_of
+from coin_jax.parallel.gathered import route
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -31,7 +31,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     devices = list(jax.devices() if devices is None else devices)
     shape = resolve(config, len(devices))
     automatic = (jax.sharding.AxisType.Auto,) * len(AXES)
-    grid = (shape[0], *stages_of(shape[1], devices[0].device_kind), shape[2])
+    grid = (shape[0], *route(shape[1], devices[0].device_kind).torus, shape[2])
     if len(grid) > len(AXES):
         laid_out = mesh_utils.create_device_mesh(grid, devices, allow_split_physical_axes=True)
         return jax.sharding.Mesh(laid_out.reshape(shape), AXES, axis_types=automatic)
