@@ -30,7 +30,8 @@ FREE = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "iota",
     "conditional", "copy-start", "copy-done", "slice-start", "slice-done", "async-start",
     "async-done", "async-update", "collective-permute-start", "collective-permute-done",
-    "all-gather-start", "all-gather-done", "all-reduce-start", "all-reduce-done", "partition-id", "after-all", "optimization-barrier",
+    "all-gather-start", "all-gather-done", "all-reduce-start", "all-reduce-done",
+    "partition-id", "after-all", "optimization-barrier",
 )  # fmt: skip
 """Do nothing, or in the background."""
 
