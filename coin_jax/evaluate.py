@@ -10,31 +10,28 @@ page for people. Runs that differ by their seed alone are given a common name an
 The first name is compared with each other one. Predictions are kept: a command that was interrupted
 goes on, and one that is repeated asks only what is new.
 
-Several processes (see coin_jax/parallel/distributed.py) answer each batch of questions together.
+Several processes (see coin_jax/parallel/distributed.py) answer each batch of questions together;
+process 0 alone reads, asks and writes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import io
 import itertools
 import json
 import pathlib
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import numpy as np
 import pyarrow
 import tyro
 from pyarrow import parquet
 from rich.console import Console
 
-from coin_jax.config import ConfigError, MeshConfig
+from coin_jax import leader
+from coin_jax.config import ConfigError
 from coin_jax.config_files import from_json
 from coin_jax.data.builtin import builtin_training_wordings
 from coin_jax.data.set_format import read_manifest
@@ -42,17 +39,14 @@ from coin_jax.data.sources import DataError
 from coin_jax.data.templates import read_templates
 from coin_jax.lexicons import Choice, choose_lexicon
 from coin_jax.parallel import distributed
-from coin_jax.parallel.mesh import make_mesh
-from coin_jax.parallel.sharding import replicated
-from coin_jax.parallel.share import tell
-from coin_jax.predictor import Predictor
+from coin_jax.predictor import Predictor, fingerprint
 from coin_jax.progress import Count, progress_bar
 from coin_jax.robustness.evaluation import Contestant, Scoring, Settings, ask, expand, run_attacks
 from coin_jax.robustness.page import write_page
 from coin_jax.robustness.report import print_report
 from coin_jax.robustness.representation import compare_states
 from coin_jax.robustness.results import Run, build, prediction_rows
-from coin_jax.robustness.store import Answered, PredictionStore
+from coin_jax.robustness.store import PredictionStore
 from coin_jax.robustness.suite import load_suite, overlaps
 
 
@@ -143,71 +137,8 @@ def load_contestant(named: Named, batch_size: int) -> Contestant:
             scorer.tokenizer.save_pretrained,
         )
         return Contestant(named.run, scorer, identity)
-    predictor = load_predictor(named.checkpoint, batch_size=batch_size)
-    leaves = jax.tree_util.tree_leaves_with_path(predictor.params)
-    identity = fingerprint(
-        repr((predictor.model.config, predictor.max_input_length)),
-        ((jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves),
-        predictor.tokenizer.save,
-    )
-    return Contestant(named.run, predictor, identity)
-
-
-def load_predictor(checkpoint: str, **settings: Any) -> Predictor:
-    """Of several processes, each asks its share of every batch. Raises ValueError."""
-    if jax.process_count() == 1:
-        return Predictor.from_checkpoint(checkpoint, **settings)
-    mesh = make_mesh(MeshConfig())
-    predictor = Predictor.from_checkpoint(checkpoint, mesh=mesh, **settings)
-    predictor.params = jax.tree.map(
-        lambda array: jax.make_array_from_callback(
-            array.shape, replicated(mesh), lambda index: array[index]
-        ),
-        predictor.params,
-    )
-    return predictor
-
-
-class SharedStore(PredictionStore):
-    """What process 0 finds in the store all processes find: else they would ask other questions,
-    and wait for each other for ever. It alone writes."""
-
-    def read(self, key: str) -> Answered | None:
-        known = super().read(key) if distributed.is_main() else None
-        file = io.BytesIO()
-        if known is not None:
-            np.savez(file, **{name: a for name, a in known._asdict().items() if a is not None})
-        told = tell(file.getvalue() if known is not None else None)
-        if told is None:
-            return None
-        with np.load(io.BytesIO(told), allow_pickle=False) as arrays:
-            return Answered(**{name: arrays[name] for name in arrays.files})
-
-    def read_record(self, key: str) -> dict[str, Any] | None:
-        known = super().read_record(key) if distributed.is_main() else None
-        told = tell(None if known is None else json.dumps(known).encode())
-        return None if told is None else json.loads(told)
-
-    def _replace(self, name: str, write: Any) -> None:
-        if distributed.is_main():
-            super()._replace(name, write)
-
-
-def fingerprint(
-    architecture: str, parameters: Iterable[tuple[str, Any]], save_tokenizer: Callable[[str], Any]
-) -> str:
-    """A digest of all that a model's answers depend on."""
-    digest = hashlib.sha256(architecture.encode())
-    for name, array in parameters:
-        array = np.ascontiguousarray(array)
-        digest.update(f"{name} {array.shape} {array.dtype}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    with tempfile.TemporaryDirectory() as folder:
-        save_tokenizer(folder)
-        for file in sorted(pathlib.Path(folder).rglob("*")):
-            if file.is_file():
-                digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()
+    predictor = leader.load(named.checkpoint, batch_size=batch_size)
+    return Contestant(named.run, predictor, predictor.identity)
 
 
 def evaluate(arguments: Arguments, console: Console) -> dict[str, Any]:
@@ -222,13 +153,12 @@ def evaluate(arguments: Arguments, console: Console) -> dict[str, Any]:
     if not arguments.attacks:
         suite = dataclasses.replace(suite, attacks=())
     folder = pathlib.Path(arguments.output or pathlib.Path("evaluations") / suite.name)
-    store_type = PredictionStore if jax.process_count() == 1 else SharedStore
-    store = store_type(folder / "predictions")
+    store = PredictionStore(folder / "predictions")
     settings = Settings(
         arguments.scoring, arguments.length_normalized, max_new_tokens=arguments.max_new_tokens
     )
     first = functools.cache(lambda: load_contestant(checkpoints[0], arguments.batch_size).scorer)
-    reworder = functools.cache(lambda: load_predictor(arguments.paraphraser))
+    reworder = functools.cache(lambda: leader.load(arguments.paraphraser))
     lexicon = functools.cache(
         lambda method: choose_lexicon(
             method, arguments.lexicon, first, reworder if arguments.paraphraser else None
@@ -277,10 +207,9 @@ def evaluate(arguments: Arguments, console: Console) -> dict[str, Any]:
             "map": maps,
             "attacks": attacks,
         }
-        if distributed.is_main():
-            parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "predictions.parquet")
-            (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-            write_page(results, folder / "report.html")
+        parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "predictions.parquet")
+        (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+        write_page(results, folder / "report.html")
     print_report(results, console)
     for name in ("results.json", "predictions.parquet", "report.html"):
         console.print(f"{folder / name}", highlight=False)
@@ -317,10 +246,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Arguments, prog="python -m coin_jax.evaluate", description=__doc__, args=arguments
         )
         distributed.initialize()
-        if not distributed.is_main():
-            console = Console(quiet=True)
         with distributed.together(lambda error: str(error) if isinstance(error, known) else None):
-            evaluate(parsed, console)
+            if distributed.is_main():
+                evaluate(parsed, console)
+                leader.dismiss()
+            else:
+                leader.follow()
             distributed.finish()
         return 0
     except known as error:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, get_args
 
 import jax
@@ -102,6 +104,16 @@ class Predictor:
             choice = TokenizerConfig(kind="huggingface", path=str(folder))
         params = jax.tree.map(jnp.asarray, params)
         return cls(T5(model_config), params, make_tokenizer(choice), **settings)
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Tells its parameters, architecture and tokenizer from all others."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.params)
+        return fingerprint(
+            repr((self.model.config, self.max_input_length)),
+            ((jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves),
+            self.tokenizer.save,
+        )
 
     # --- what it is asked -----------------------------------------------------------------
 
@@ -299,6 +311,23 @@ class Predictor:
     @staticmethod
     def _fetch(chosen: np.ndarray, output: Any) -> tuple[np.ndarray, Any]:
         return chosen, jax.tree.map(lambda array: np.asarray(array)[: len(chosen)], output)
+
+
+def fingerprint(
+    architecture: str, parameters: Iterable[tuple[str, Any]], save_tokenizer: Callable[[str], Any]
+) -> str:
+    """A digest of all that a model's answers depend on."""
+    digest = hashlib.sha256(architecture.encode())
+    for name, array in parameters:
+        array = np.ascontiguousarray(array)
+        digest.update(f"{name} {array.shape} {array.dtype}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    with tempfile.TemporaryDirectory() as folder:
+        save_tokenizer(folder)
+        for file in sorted(pathlib.Path(folder).rglob("*")):
+            if file.is_file():
+                digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 @functools.partial(jax.jit, static_argnames=("model", "kinds"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from rich import progress as rich_progress
 from rich.console import Console, RenderableType
@@ -23,8 +24,21 @@ SECONDS_BETWEEN_LINES = 15.0
 """Where the output is no terminal, such as a log file."""
 
 
-class _Bar(rich_progress.Progress):
-    """The note stands in a line of its own: neither it nor the bar is cut at 80 columns."""
+class Bar(rich_progress.Progress):
+    """A live bar for tasks with the field `note`, which stands in a line of its own: neither it nor
+    the bar is cut at 80 columns."""
+
+    def __init__(self, console: Console, **options: Any):
+        columns = (
+            TextColumn("{task.description}", style="bold", markup=False),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("[dim]elapsed"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]left"),
+        )
+        super().__init__(*columns, console=console, expand=True, **options)
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks)
@@ -37,16 +51,7 @@ class _Bar(rich_progress.Progress):
 def progress_bar(console: Console, description: str) -> Iterator[Progress]:
     """Yields what is told how far the work is."""
     if console.is_terminal:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("[dim]elapsed"),
-            TimeRemainingColumn(),
-            TextColumn("[dim]left"),
-        )
-        with _Bar(*columns, console=console, expand=True) as bar:
+        with Bar(console) as bar:
             task = bar.add_task(description, total=None, note="")
             yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
         return

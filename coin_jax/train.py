@@ -69,6 +69,7 @@ def run(config: Config, console: Console) -> int:
     directory.mkdir(parents=True, exist_ok=True)
     share = Share.of(mesh)
     distributed.check_shared(directory)
+    distributed.check_same("config", to_json(dataclasses.replace(config, output="")))
 
     with (
         Checkpoints(
@@ -86,6 +87,7 @@ def run(config: Config, console: Console) -> int:
             tokenizer, source, mixture, items = build_data(config, saved, console, status.update)
             status.update("making the model")
             config, pretrained = build_architecture(config, saved, tokenizer)
+        distributed.check_same("data, tokenizer or suite", what_was_read(tokenizer, source, suite))
         model = T5(config.model)
         optimizer = make_optimizer(config.optimizer, config.training.steps, model.logical_axes())
         train_step = make_train_step(model, method, optimizer, config, mesh)
@@ -226,6 +228,17 @@ def build_suite(config: Config, console: Console) -> Suite | None:
     for line in (*suite.read, *suite.notes):
         console.print(line, highlight=False)
     return suite
+
+
+def what_was_read(tokenizer: Tokenizer, source: Any, suite: Suite | None) -> str:
+    """What several processes that read the same agree in, as far as it decides what they compute:
+    the suite's questions, how much data there is, what a tokenizer makes of some text."""
+    sample = "The quick brown fox: 0123456789, über den Zaun; \n\t<extra_id_0>"
+    parts: list[Any] = [tokenizer.vocabulary_size, list(tokenizer.encode(sample)), len(source)]
+    if suite is not None:
+        parts += [(w.task, w.condition, w.index, w.text) for w in suite.wordings]
+        parts += [(t.name, t.answers, [i.key for i in t.instances]) for t in suite.tasks]
+    return repr(parts)
 
 
 def build_tokenizer(

@@ -32,13 +32,19 @@ def environment(number, count, port, devices=1, **more):
 
 
 @contextlib.contextmanager
-def cluster(count, *arguments, devices=1, script=None, **more):
-    """The main job in `count` processes, or a script; what still runs at the end is killed."""
-    port, what = free_port(), ["-m", "coin_jax.train"] if script is None else [str(script)]
+def cluster(
+    count, *arguments, devices=1, script=None, module="coin_jax.train", folders=None, **more
+):
+    """A job in `count` processes, or a script; what still runs at the end is killed.
+
+    folders: process N works in the folder N of it.
+    """
+    port, what = free_port(), ["-m", module] if script is None else [str(script)]
+    more.setdefault("PYTHONPATH", str(ROOT))
     processes = [
         subprocess.Popen(
             [sys.executable, *what, *map(str, arguments)],
-            cwd=ROOT,
+            cwd=ROOT if folders is None else folders / str(number),
             env=environment(number, count, port, devices, **more),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

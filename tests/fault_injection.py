@@ -36,25 +36,6 @@ SETTINGS = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "TF_ENABLE_ONEDNN_OPTS": "0",
 }
-RUN = """
-from coin_jax.config import *
-
-def get_config(arg=""):
-    return Config(
-        name="run",
-        model=ModelConfig(
-            vocabulary_size=384, d_model=16, d_kv=4, d_ff=32, num_heads=4, num_layers=1,
-            num_decoder_layers=1, dropout_rate=0.1,
-        ),
-        tokenizer=TokenizerConfig(kind="bytes"),
-        data=DataConfig(source="builtin", builtin_rows=64),
-        batch=BatchConfig(rows=4, encoder_length=224, decoder_length=20, segments_per_row=2),
-        optimizer=OptimizerConfig(learning_rate=0.001, warmup_steps=10, ema_decay=0.9),
-        evaluation=EvaluationConfig(every=STEPS // 3, instances_per_task=1),
-        checkpoint=CheckpointConfig(every=7, keep_last=2),
-        training=TrainingConfig(steps=STEPS, log_every=3, tensorboard=False),
-    )
-"""
 AIMS = ("moment", "restore", "save", "removal", "step")
 PATIENCE = 600.0
 """Seconds without a sign of life, on a machine that is busy with other things."""
@@ -72,9 +53,20 @@ class Run:
         self.checkpoints = self.directory / "checkpoints"
         self.metrics = self.directory / "metrics.jsonl"
         self.printed = folder / "printed"
-        self._config = folder / "config.py"
+        self._arguments = ["--config", str(folder / "config.py"), "--output", str(folder)]
+        for name, value in {
+            "optimizer.learning-rate": 0.001,
+            "optimizer.warmup-steps": 10,
+            "evaluation.every": steps // 3,
+            "checkpoint.every": 7,
+            "checkpoint.keep-last": 2,
+            "training.steps": steps,
+        }.items():
+            self._arguments += [f"--{name}", str(value)]
         folder.mkdir()
-        self._config.write_text(RUN.replace("STEPS", str(steps)))
+        from training_runs import CONFIG  # only now: it imports jax
+
+        (folder / "config.py").write_text(CONFIG)
 
     def start(self) -> int:
         """The process id of a new start of the training."""
@@ -88,8 +80,7 @@ class Run:
             output = os.open(self.printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(output, 1)
             os.dup2(output, 2)
-            folder = str(self.directory.parent)
-            status = train.main(["--config", str(self._config), "--output", folder])
+            status = train.main(self._arguments)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -13,7 +13,14 @@ import jax
 import numpy as np
 import pytest
 from cluster import cluster, endings, environment, free_port, wait_for
-from training_runs import CONFIG, ROOT, SLOW, compiled_once, records, steps_on_disk
+from training_runs import (
+    CONFIG,
+    ROOT,
+    SLOW,
+    compiled_once,
+    records,
+    steps_on_disk,
+)
 
 from coin_jax import train
 from coin_jax.config import BatchConfig, Config, ConfigError, TokenizerConfig
@@ -22,6 +29,7 @@ from coin_jax.parallel.distributed import Cluster, find_cluster, seconds
 from coin_jax.parallel.mesh import make_mesh
 from coin_jax.parallel.share import Agreement, Share, tell
 from coin_jax.train import choose_shards
+from coin_jax.training.checkpoint import load_parameters
 from coin_jax.training.logging import read_metrics
 
 # --- who is there ---------------------------------------------------------------------------
@@ -249,6 +257,8 @@ import jax
 with distributed.together(str):
     for turn in range(1000):
         distributed.barrier("here")
+        if sys.argv[2] == "differs":
+            distributed.check_same("suite", str(jax.process_index()))
         if turn == 3 and jax.process_index() == int(sys.argv[1]):
             print("there", flush=True)
             if sys.argv[2] == "fails":
@@ -258,16 +268,22 @@ with distributed.together(str):
 
 
 def meeting(tmp_path, who, what, count=2):
-    """(seconds it took, endings) of processes of which `who` fails or is killed."""
+    """(endings, seconds until the others' ends) of processes of which `who` fails, is killed or
+    stopped."""
     (tmp_path / "meeting.py").write_text(MEETING)
-    more = {"COIN_JAX_HEARTBEAT_TIMEOUT": "6", "PYTHONPATH": str(ROOT)}
+    more = {"COIN_JAX_HEARTBEAT_TIMEOUT": "6"}
     with cluster(count, who, what, script=tmp_path / "meeting.py", **more) as processes:
-        while processes[who].stdout.readline() != "there\n":
+        while what != "differs" and processes[who].stdout.readline() != "there\n":
             assert processes[who].poll() is None
         begin = time.monotonic()
-        if what == "killed":
-            processes[who].kill()
-        return endings(processes), time.monotonic() - begin
+        if what in ("killed", "stopped"):
+            processes[who].send_signal(signal.SIGKILL if what == "killed" else signal.SIGSTOP)
+        for number, process in enumerate(processes):
+            if number != who or what in ("fails", "differs"):
+                process.wait(timeout=60)
+        took = time.monotonic() - begin
+        processes[who].kill()
+        return endings(processes), took
 
 
 def test_when_a_process_is_killed_the_others_end_with_a_sentence(tmp_path):
@@ -279,6 +295,26 @@ def test_when_a_process_is_killed_the_others_end_with_a_sentence(tmp_path):
     assert "stack trace" not in err
 
 
+@pytest.mark.parametrize(
+    ("what", "happened"),
+    [
+        ("killed", r"is gone \(Connection refused\); its own output"),
+        ("stopped", "has not been heard of for 6 s"),
+    ],
+)
+def test_without_process_0_the_others_end_with_a_sentence(tmp_path, what, happened):
+    """It is the coordinator: JAX aborts the others when it goes."""
+    (_, *others), took = meeting(tmp_path, 0, what, count=3)
+    assert took < 20
+    for status, _, err in others:
+        assert status == 1
+        said = r"This process stops, because process 0, the coordinator at 127\.0\.0\.1:\d+, "
+        assert len(re.findall(said, err)) == 1
+        *_, cause, remedy = err.splitlines()  # the last word, whatever JAX wrote before
+        assert re.match(said + happened, cause)
+        assert remedy == "What was saved before is whole; the same command goes on from there."
+
+
 def test_a_fault_of_one_process_is_told_by_all(tmp_path):
     ((other, _, heard), (faulty, _, err)), took = meeting(tmp_path, 1, "fails")
     assert (other, faulty, took < 20) == (1, 1, True)
@@ -286,31 +322,61 @@ def test_a_fault_of_one_process_is_told_by_all(tmp_path):
     assert re.match(r"This process stops, because process 1 \(.*\) ended: the disk is full", heard)
 
 
+def test_processes_that_read_different_things_are_told_apart_before_they_wait(tmp_path):
+    ((other, _, heard), (_, _, err)), _ = meeting(tmp_path, 1, "differs")
+    assert other == 1
+    assert re.match(r"process 1 \(.*\) has another suite than process 0: all of them need", err)
+    assert "process 1 (" in heard
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [(2, 2, 1), (1, 2, 2)])
-def test_four_processes_on_any_mesh_give_the_losses_of_one(configs, alone, tmp_path, mesh):
-    """One goes on from what four wrote, and four from what one wrote."""
+def test_when_process_0_of_a_training_is_killed_the_other_says_so(configs, tmp_path):
+    """It is computing together with it, reading ahead and writing a checkpoint."""
+    options = ("--config", configs["slow"], "--output", tmp_path, *OPTIONS)
+    with cluster(2, *options) as processes:
+        wait_for(lambda: (tmp_path / "run" / "checkpoints" / "4").is_dir(), processes)
+        processes[0].kill()
+        (killed, _, _), (status, _, err) = endings(processes, timeout=60)
+    assert (killed, status) == (-signal.SIGKILL, 1)
+    assert re.search(r"This process stops, because process 0, .* is gone .*\nWhat was saved", err)
+
+
+def four_processes(config, output, mesh):
+    """The output of process 0."""
     axes = zip(("data", "fsdp", "tensor"), mesh, strict=True)
     options = [text for name, size in axes for text in (f"--mesh.{name}", size)]
-    arguments = ("--config", configs["fast"], "--output", tmp_path, *OPTIONS, *options)
+    with cluster(4, "--config", config, "--output", output, *OPTIONS, *options) as processes:
+        found = endings(processes, timeout=1200)
+    assert [status for status, _, _ in found] == [0] * 4, found
+    return found[0][1]
+
+
+def predictions(directory):
+    asked = json.loads((directory / "evaluation.json").read_text())["predictions"]
+    return [each["prediction"] for each in asked]
+
+
+@pytest.mark.slow
+def test_four_processes_have_the_losses_of_one_and_one_goes_on_from_them(configs, alone, tmp_path):
     directory = tmp_path / "run"
-
-    def four_processes():
-        with cluster(4, *arguments) as processes:
-            found = endings(processes, timeout=1200)
-        assert [status for status, _, _ in found] == [0] * 4, found
-        return found[0][1]
-
-    assert "in 4 processes" in four_processes()
+    assert "in 4 processes" in four_processes(configs["fast"], tmp_path, (2, 2, 1))
     assert_same_losses(directory, alone)
+    assert predictions(directory) == predictions(alone)
     shutil.rmtree(directory / "checkpoints" / "8")
     one_process(configs, tmp_path)
     assert_same_losses(directory, alone)
+
+
+@pytest.mark.slow
+def test_four_processes_go_on_from_one_on_a_mesh_that_cuts_everything(configs, alone, tmp_path):
+    """What they write in turn is read as one: shards that are put together wrong would show."""
+    directory = tmp_path / "run"
+    shutil.copytree(alone, directory)
     shutil.rmtree(directory / "checkpoints" / "8")
-    assert "Going on from step 4" in four_processes()
+    said = four_processes(configs["fast"], tmp_path, (1, 2, 2))
+    assert "Going on from step 4" in said
     assert_same_losses(directory, alone)
-    predictions = [
-        [asked["prediction"] for asked in json.loads(path.read_text())["predictions"]]
-        for path in (directory / "evaluation.json", alone / "evaluation.json")
-    ]
-    assert predictions[0] == predictions[1]
+    assert predictions(directory) == predictions(alone)
+    found, wanted = (load_parameters(folder)[1] for folder in (directory, alone))
+    near = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    jax.tree.map(near, found, wanted)

@@ -4,13 +4,16 @@ import functools
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pyarrow.parquet
 import pytest
+from cluster import cluster, endings
 from training_runs import CONFIG, ROOT
 
 from coin_jax import evaluate, train
@@ -128,6 +131,47 @@ def test_a_repeated_evaluation_asks_nothing_again(evaluated, monkeypatch):
     after = json.loads((output / "results.json").read_text())
     assert before.pop("created") <= after.pop("created")
     assert before == after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_measure_what_one_does(folder, evaluated, tmp_path, count):
+    """What process 1 finds of the suite and in the store is of no matter: process 0 leads."""
+    arguments, output = evaluated
+    arguments = [*arguments[:2], *arguments[3:]]  # of one run
+    arguments[arguments.index(str(output))] = str(tmp_path / "output")
+    shutil.copytree(output / "predictions", tmp_path / "output" / "predictions")
+    for number, answered in enumerate(sorted((tmp_path / "output" / "predictions").iterdir())):
+        if number % 2:
+            answered.unlink()
+    with cluster(count, *arguments, module="coin_jax.evaluate") as processes:
+        found = endings(processes)
+    assert [status for status, _, _ in found] == [0] * count, found
+    one, several = (
+        pyarrow.parquet.read_table(folder / "predictions.parquet").to_pylist()
+        for folder in (output, tmp_path / "output")
+    )
+    one = [row for row in one if row["run"] == "coin"]
+    assert len(one) == len(several)
+    for wanted, row in zip(one, several, strict=True):
+        np.testing.assert_allclose(row.pop("scores") or [], wanted.pop("scores") or [], atol=1e-4)
+        assert row == wanted
+
+
+@pytest.mark.slow
+def test_a_process_that_reads_another_model_is_named(folder, tmp_path):
+    """As where hosts have folders of their own."""
+    arguments = ("--suite", folder / "suite.json", "--output", tmp_path / "output")
+    shutil.copytree(folder / "run", tmp_path / "0" / "run")
+    shutil.copytree(folder / "run", tmp_path / "1" / "run")
+    shutil.rmtree(tmp_path / "1" / "run" / "checkpoints" / "8")
+    with cluster(
+        2, "--checkpoint", "run", *arguments, module="coin_jax.evaluate", folders=tmp_path
+    ) as processes:
+        (_, _, heard), (status, _, err) = endings(processes)
+    assert status == 1
+    assert re.match(r"process 1 \(.*\) has another model in run than process 0", err)
+    assert "process 1 (" in heard
 
 
 def test_a_suite_prompt_that_was_trained_on_is_reported(folder, tmp_path, capsys):

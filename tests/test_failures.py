@@ -1,7 +1,6 @@
 """What a run survives, and how it stops where it cannot: with one message, and whole checkpoints.
 
-The loop and its checkpoints are the real ones; model and data are as small as they can be. The
-whole job under random kills is in fault_injection.py.
+Loop and checkpoints are the real ones. The whole job under random kills: fault_injection.py.
 """
 
 import dataclasses
@@ -41,6 +40,7 @@ from small_runs import (
 from training_runs import records
 
 from coin_jax.config import CheckpointConfig, EvaluationConfig
+from coin_jax.data.packing import PackingError
 from coin_jax.data.sources import DataError
 from coin_jax.parallel.mesh import make_mesh
 from coin_jax.training import checkpoint as checkpoint_module
@@ -386,7 +386,8 @@ def test_what_is_not_finite_is_not_saved_and_the_message_says_all_that_is_known(
     ("error", "message"),
     [
         (FileNotFoundError(2, "Gone", "rows"), r".* be read any more: .*'rows'\. Bring it back; s"),
-        (DataError("row 3 is bad"), "row 3 is bad\nS"),
+        (DataError("row 3 is bad"), r"row 3 is bad\nMend that row, without .* any; s"),
+        (PackingError("row 3 is long"), r"row 3 is long\nMake batch\.encoder_.* larger; s"),
     ],
 )
 def test_where_the_data_fails_the_run_saves_what_it_has_and_says_so(job, peaceful, error, message):

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import gzip
+import os
 
 import numpy as np
 import pytest
@@ -232,6 +233,19 @@ def test_a_second_run_reads_the_tokens_from_the_cache(files, tmp_path):
     other.encode = lambda text: [5]
     assert read_tokens(files, other, cache_folder=folder)[0].tolist() == [5, 5, 5]
     assert len(list(folder.iterdir())) == 3
+
+
+@pytest.mark.parametrize("left", [0, 7])
+def test_a_cache_that_was_cut_short_is_made_anew(files, tmp_path, left):
+    folder = tmp_path / "tokens"
+    read_tokens(files, Letters(), cache_folder=folder)
+    (cache,) = folder.iterdir()
+    os.truncate(cache, left)
+    for calls in (1, 0):
+        tokenizer = Letters()
+        assert read_tokens(files, tokenizer, cache_folder=folder)[0].tolist() == WORDS
+        assert tokenizer.calls == calls
+    assert list(folder.iterdir()) == [cache]
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -135,7 +136,8 @@ def read_tokens(
 
     uint16 where the vocabulary allows it, else uint32: 100 MB of English make some 25 million
     tokens of T5's vocabulary, 50 MB. In memory that is the limit; with a cache folder the tokens
-    are memory-mapped from there, and a second run on the same files tokenises nothing.
+    are memory-mapped from there, and a second run on the same files tokenises nothing. The file's
+    name says its size: one that was cut is made anew.
 
     Raises: DataError with file and line where text is not valid UTF-8 and `bad_rows` is "error".
     """
@@ -144,18 +146,23 @@ def read_tokens(
     if cache_folder is None:
         return np.concatenate([np.zeros(0, _dtype(tokenizer)), *chunks]), errors
     folder = pathlib.Path(cache_folder)
-    path = folder / f"tokens-{_fingerprint(files, tokenizer)}.bin"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-            part = pathlib.Path(unfinished) / "tokens"
-            with part.open("wb") as stream:
-                for chunk in chunks:
-                    chunk.tofile(stream)
-            # Text with lines left out is not kept: the next run must hear of them again.
-            if errors:
-                return _mapped(part, tokenizer), errors
-            part.replace(path)
+    name = f"tokens-{_fingerprint(files, tokenizer)}"
+    for path in folder.glob(f"{name}*.bin"):
+        if path.name == f"{name}-{path.stat().st_size}.bin":
+            return _mapped(path, tokenizer), errors
+        path.unlink()  # it was cut short, and would be taken for other text
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+        part = pathlib.Path(unfinished) / "tokens"
+        with part.open("wb") as stream:
+            for chunk in chunks:
+                chunk.tofile(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        # Text with lines left out is not kept: the next run must hear of them again.
+        if errors:
+            return _mapped(part, tokenizer), errors
+        path = part.replace(folder / f"{name}-{part.stat().st_size}.bin")
     return _mapped(path, tokenizer), errors
 
 

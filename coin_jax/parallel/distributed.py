@@ -16,11 +16,15 @@ later, before one that is not heard of counts as dead.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
+import faulthandler
+import hashlib
 import itertools
 import os
 import pathlib
 import re
+import signal
 import socket
 import sys
 import threading
@@ -36,8 +40,6 @@ from jax.experimental import multihost_utils
 from coin_jax.config import ConfigError
 
 EXPLICIT = ("COIN_JAX_COORDINATOR", "COIN_JAX_PROCESSES", "COIN_JAX_PROCESS")
-BEATS = 8
-"""Signs of life within a heartbeat timeout."""
 _DAY = 24 * 3600 * 1000
 _barriers = itertools.count()  # one name is good for one barrier
 _ENDED, _ALIVE, _LEFT = "coin_jax/ended", "coin_jax/alive", "coin_jax/left"
@@ -152,6 +154,7 @@ def initialize(environment: Mapping[str, str] = os.environ) -> None:
             ) from error
     if count > 1:
         global _watch
+        _abort_late()
         _watch = _Watch(silence)
         _watch.start()
 
@@ -178,7 +181,7 @@ def _not_found(cluster: Cluster, timeout: int) -> str:
 @contextlib.contextmanager
 def _ends_after(timeout: int, sentence: str) -> Iterator[None]:
     """Ends the process with `sentence` where what is within, in native code, takes too long."""
-    timer = threading.Timer(timeout, lambda: (_write(sentence), os._exit(1)))
+    timer = threading.Timer(timeout, lambda: (_say(sentence), os._exit(1)))
     timer.daemon = True
     timer.start()
     try:
@@ -234,6 +237,24 @@ def check_shared(folder: pathlib.Path) -> None:
         probe.unlink()
 
 
+def check_same(what: str, content: str) -> None:
+    """Raises ConfigError in a process where `content` is another than in process 0.
+
+    Processes that disagree about what comes next would wait for each other for ever.
+    """
+    if jax.process_count() == 1:
+        return
+    name = f"coin_jax/same/{next(_barriers)}"
+    digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+    if is_main():
+        _client().key_value_set(name, digest)
+    elif _client().blocking_key_value_get(name, _DAY) != digest:
+        raise ConfigError(
+            f"process {jax.process_index()} ({socket.gethostname()}) has another {what} than "
+            "process 0: all of them need the same command, the same files and the same packages"
+        )
+
+
 # --- how they end -----------------------------------------------------------------------------
 
 
@@ -250,40 +271,47 @@ def together(describe: Callable[[BaseException], str | None]) -> Iterator[None]:
         if jax.process_count() == 1:
             raise
         if isinstance(error, jax.errors.JaxRuntimeError) or _XLA_STATUS.match(str(error)):
-            message = (
+            time.sleep(
+                3
+            )  # if another one told of its end, or the coordinator is gone, that is heard
+            leave(
                 f"{str(error).splitlines()[0]}\nOf several processes this mostly means that "
                 f"another is gone: its own output says why. {_REMEDY}"
             )
-            _write(message)  # at once: where the coordinator is gone, JAX aborts in a moment
-            time.sleep(1)  # if another one told of its end, that is heard now
-            leave(message, is_written=True)
         leave(describe(error) or traceback.format_exc())
 
 
-def leave(message: str, is_written: bool = False) -> NoReturn:
+def leave(message: str) -> NoReturn:
     """Ends this process, one of several, with `message`; the others are told, and end with it."""
-    if not is_written:
-        _write(message)
+    _say(message)
     if _watch is not None:
         _watch.finishing.set()  # it has nothing to tell of this process
-    with contextlib.suppress(Exception):  # another was first, or the coordinator is gone
-        sentence = f"process {jax.process_index()} ({socket.gethostname()}) ended: {message}"
-        _client().key_value_set(_ENDED, sentence)
-    _end()
+    _end(f"process {jax.process_index()} ({socket.gethostname()}) ended: {message}")
 
 
-def _write(sentence: str) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.write(2, f"{sentence}\n".encode())
+def _say(sentence: str) -> None:
+    """The last words of this process. Only the first ones are said: what another thread notices
+    after that has the same cause."""
+    if _spoken.acquire(blocking=False):
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os.write(2, f"{sentence}\n".encode())
 
 
-def _end() -> NoReturn:
-    """Ends the process from any thread, whatever its others wait for.
+def _end(sentence: str | None = None) -> NoReturn:
+    """Ends the process from any thread, whatever its others wait for; `sentence` is for the others.
 
     Process 0 is the coordinator: where it goes first, JAX aborts the others.
     """
     deadline = time.monotonic() + 3
+    # If the coordinator does not answer, which may be for an abort that waits.
+    late = threading.Timer(5 if is_main() else 2.5, os._exit, (1,))
+    late.daemon = True
+    late.start()
+    if sentence is not None:
+        with contextlib.suppress(Exception):  # another was first, or the coordinator is gone
+            _client().key_value_set(_ENDED, sentence)
     with contextlib.suppress(Exception):
         _client().key_value_set(f"{_LEFT}/{jax.process_index()}", "", allow_overwrite=True)
         while is_main() and time.monotonic() < deadline:
@@ -300,21 +328,39 @@ def _client() -> Any:
     return distributed.global_state.client
 
 
+def _abort_late() -> None:
+    """Lets the other threads of this process go on for six seconds after one has aborted.
+
+    JAX aborts in the moment in which it loses the coordinator, and has no hook that works (jaxlib
+    0.10 cannot hand its status to Python); the watch needs some time to say what happened. A
+    signal's handler is a C function that is given the signal's number: C's sleep(6) for SIGABRT,
+    which is 6. Then the abort goes on.
+    """
+    faulthandler.enable()  # before, so that it tells of every fault but this one
+    library = ctypes.CDLL(None)
+    library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))
+
+
 class _Watch:
     """Ends this process with a sentence when another one has ended or is not heard of.
 
-    Every process leaves signs of life with the coordinator, which is process 0 and counts them.
-    JAX watches too, with three times the patience, and aborts without a word for people.
+    Every process leaves signs of life with the coordinator, which is process 0 and counts them; the
+    others count how often it did not answer. JAX watches too, with three times the patience, and
+    aborts without a word for people.
     """
 
     def __init__(self, silence: int):
-        self._silence, self._beat = silence, silence / BEATS
+        self._silence = silence
+        self._beat = min(1.0, silence / 8)  # well within the six seconds before an abort
+        self._patience = round(silence / self._beat)
+        self._unanswered = 0
         self._client, self._main = _client(), is_main()
         self._me = jax.process_index()
         self.finishing = threading.Event()
         self._threads = [
             threading.Thread(target=work, name="watch", daemon=True)
-            for work in (self._listen, self._live)
+            for work in (self._count, self._live)
         ]
 
     def start(self) -> None:
@@ -324,23 +370,36 @@ class _Watch:
     def finish(self) -> None:
         """A thread that waits in native code when Python ends would abort the process."""
         self.finishing.set()
-        if self._main:
-            self._client.key_value_set(_ENDED, "")
         for thread in self._threads:
             thread.join()
 
-    def _listen(self) -> None:
-        while not self.finishing.is_set():
+    def _count(self) -> None:
+        """Calls nobody: where JAX has noticed that the coordinator is gone, calls never return."""
+        while not self.finishing.wait(self._beat):
+            self._unanswered += 1
+            said = self._of_the_coordinator()
+            if said and not self.finishing.is_set():
+                _say(f"This process stops, because {said}")
+                os._exit(1)
+
+    def _of_the_coordinator(self) -> str | None:
+        """What has happened to it; None: nothing, as far as can be told."""
+        from jax._src import distributed
+
+        address = distributed.global_state.coordinator_address
+        main = f"process 0, the coordinator at {address},"
+        if self._unanswered >= self._patience:
+            return f"{main} has not been heard of for {self._silence} s\n{_REMEDY}"
+        if self._unanswered > 1:
+            host, _, port = address.rpartition(":")
             try:
-                said = self._client.blocking_key_value_get(_ENDED, 3_600_000)
-            except Exception as error:
-                if "DEADLINE_EXCEEDED" in str(error):
-                    continue
-                said = "the coordinator, process 0, is gone; its own output says why"
-            if not said or self.finishing.is_set():
-                return
-            _write(f"This process stops, because {said}\n{_REMEDY}")
-            _end()
+                socket.create_connection((host.strip("[]"), int(port)), 1).close()
+            except TimeoutError:
+                pass  # it may be busy
+            except OSError as error:
+                reason = error.strerror or error
+                return f"{main} is gone ({reason}); its own output says why, if it could\n{_REMEDY}"
+        return None
 
     def _live(self) -> None:
         # Of each process: its last sign, and how many looks ago it was new.
@@ -348,10 +407,26 @@ class _Watch:
         for beat in range(sys.maxsize):
             if self.finishing.wait(self._beat):
                 return
-            with contextlib.suppress(Exception):  # the other thread hears of a lost coordinator
+            said = None
+            with contextlib.suppress(Exception):  # the other thread counts what is not answered
                 self._client.key_value_set(f"{_ALIVE}/{self._me}", str(beat), allow_overwrite=True)
                 if self._main:
                     self._judge(seen)
+                said = self._ended()
+                self._unanswered = 0
+            if said and not self.finishing.is_set():
+                _say(f"This process stops, because {said}")
+                _end()
+
+    def _ended(self) -> str | None:
+        """How another process ended. Asked for and not waited for: what a call waits for stays with
+        the coordinator when the call has given up."""
+        try:
+            return self._client.key_value_try_get(_ENDED)
+        except Exception as error:
+            if "NOT_FOUND" in str(error):
+                return None
+            raise
 
     def _judge(self, seen: dict[str, tuple[str, int]]) -> None:
         """Counts looks and not seconds: after a pause of its own nobody else is late."""
@@ -361,8 +436,8 @@ class _Watch:
             sign = signs.get(process, "")
             unchanged = unchanged + 1 if sign == last else 0
             seen[process] = sign, unchanged
-            if unchanged >= BEATS:
-                said = f"process {process} has not been heard of for {self._silence} s"
+            if unchanged >= self._patience:
+                said = f"process {process} has not been heard of for {self._silence} s\n{_REMEDY}"
                 with contextlib.suppress(Exception):
                     self._client.key_value_set(_ENDED, said)
 
@@ -370,6 +445,7 @@ class _Watch:
 _XLA_STATUS = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 _REMEDY = "What was saved before is whole; the same command goes on from there."
 _watch: _Watch | None = None
+_spoken = threading.Lock()
 
 
 def finish() -> None:

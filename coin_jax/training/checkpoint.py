@@ -36,13 +36,16 @@ from jax.experimental import multihost_utils
 
 from coin_jax.config import CheckpointConfig, Config, ConfigError
 from coin_jax.config_files import from_json
-from coin_jax.training.manifest import fault, write_manifest
+from coin_jax.training.changes import decides_arrays, differences
+from coin_jax.training.manifest import add_to_manifest, fault, write_manifest
 from coin_jax.training.state import TrainState
-from coin_jax.training.storage import flush_folder, remedy, why
+from coin_jax.training.storage import flush_folder, remedy, why, write_whole
 from coin_jax.untrusted import EXPANSION, EXPANSION_FROM, read_bytes
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's name for a folder that it has not finished
 _REMOVED = ".removed"
+OWED = "evaluation_owed"
+"""Among the unlogged sums: the evaluation of this step was cut short."""
 
 
 class CheckpointError(RuntimeError):
@@ -181,12 +184,7 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step:
             return
-        wanted = self._config.best_metric if self._config.keep_best else None
-        if wanted and metrics and wanted not in metrics:
-            raise CheckpointError(
-                f"checkpoint.best_metric = {wanted!r} is not measured; there is "
-                + ", ".join(sorted(metrics))
-            )
+        self._check_measured(metrics)
         items = {
             "state": ocp.args.StandardSave(state),
             "data": ocp.args.JsonSave(dict(data_position)),
@@ -206,6 +204,14 @@ class Checkpoints:
         except Exception as error:
             raise self._not_written(step, before, error) from error
         self._pending = self._thread.submit(self._finish, step, before)
+
+    def _check_measured(self, metrics: Mapping[str, float] | None) -> None:
+        wanted = self._config.best_metric if self._config.keep_best else None
+        if wanted and metrics and wanted not in metrics:
+            raise CheckpointError(
+                f"checkpoint.best_metric = {wanted!r} is not measured; there is "
+                + ", ".join(sorted(metrics))
+            )
 
     def _ensure_folder(self, step: int) -> None:
         """Makes RUN/checkpoints anew where it was deleted; where all of RUN is gone, it raises."""
@@ -313,7 +319,7 @@ class Checkpoints:
             raise CheckpointError(f"There is no checkpoint in {self.directory}.")
         before = self.saved_config()
         changed = differences(before, config)
-        if fatal := [line for line in changed if _decides_arrays(line, before, config)]:
+        if fatal := [line for line in changed if decides_arrays(line, before, config)]:
             raise CheckpointError(
                 f"{self.directory}/{step} holds another model, tokenizer or optimizer than this "
                 "config:\n  "
@@ -332,7 +338,25 @@ class Checkpoints:
                     f"{folder}/state cannot be read: {why(error)}. Move {folder} away, and "
                     "the run goes on from the checkpoint before it."
                 ) from error
-        return Restored(state, _read_item(folder, "data"), _read_item(folder, "unlogged"), changed)
+        unlogged = _read_item(folder, "unlogged")
+        if (folder / "metrics" / "metadata").is_file():
+            unlogged.pop(OWED, None)  # it was made up for since
+        return Restored(state, _read_item(folder, "data"), unlogged, changed)
+
+    def add_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Gives the newest checkpoint, which was saved without, those of its evaluation.
+
+        Raises CheckpointError as `save` does, and OSError.
+        """
+        self._check_measured(metrics)
+        self.wait()
+        folder = self.directory / str(self.latest_step)
+        if self._is_primary and folder.is_dir():
+            content = json.dumps({name: float(value) for name, value in metrics.items()})
+            (folder / "metrics").mkdir(exist_ok=True)
+            write_whole(folder / "metrics" / "metadata", content)
+            add_to_manifest(folder, "metrics/metadata")
+            self._remove_old()
 
     def check(self) -> None:
         """Raises CheckpointError if what was begun has failed by now."""
@@ -380,49 +404,6 @@ def _read_item(folder: pathlib.Path, name: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{folder}/{name} is not a JSON object.")
     return found
-
-
-# Fields that decide which arrays a state holds, or what they mean. The others may change between
-# two starts.
-_SHAPING = (
-    "tokenizer.",
-    "model.vocabulary_size",
-    "model.d_",
-    "model.num_",
-    "model.relative_attention_num_buckets",
-    "model.relative_bias_every_layer",
-    "model.feed_forward",
-    "model.tie_word_embeddings",
-    "model.scale_decoder_outputs",
-    "optimizer.name",
-)
-# Of these it matters only whether they are 0.
-_SWITCHES = ("ema_decay", "clip_norm", "weight_decay")
-
-
-def _decides_arrays(line: str, before: Config, now: Config) -> bool:
-    return line.startswith(_SHAPING) or any(
-        line.startswith(f"optimizer.{name}:")
-        and bool(getattr(before.optimizer, name)) != bool(getattr(now.optimizer, name))
-        for name in _SWITCHES
-    )
-
-
-def differences(before: Config, now: Config) -> list[str]:
-    """`field: old -> new`, for every field that differs."""
-    lines = []
-    for section in dataclasses.fields(Config):
-        old, new = getattr(before, section.name), getattr(now, section.name)
-        if dataclasses.is_dataclass(old):
-            lines += [
-                f"{section.name}.{field.name}: {getattr(old, field.name)!r} -> "
-                f"{getattr(new, field.name)!r}"
-                for field in dataclasses.fields(old)
-                if getattr(old, field.name) != getattr(new, field.name)
-            ]
-        elif old != new:
-            lines.append(f"{section.name}: {old!r} -> {new!r}")
-    return lines
 
 
 def load_parameters(path: str | pathlib.Path) -> tuple[Config, dict[str, Any]]:

@@ -112,7 +112,9 @@ def check_metrics(
     """Raises DivergedError, with the batch saved, where the loss or its gradient is not finite."""
     if math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"]):
         return
-    path = run_directory / f"diverged_batch_{step}.npz"
+    # Of several processes each has its part of the batch.
+    part = f"_{jax.process_index()}" if jax.process_count() > 1 else ""
+    path = run_directory / f"diverged_batch_{step}{part}.npz"
     where = f"Its batch is in {path}."
     try:
         np.savez_compressed(path, **batch)

@@ -21,8 +21,9 @@ import numpy as np
 from rich.console import Console
 
 from coin_jax.config import Config
+from coin_jax.data.packing import PackingError
 from coin_jax.data.sources import DataError
-from coin_jax.training.checkpoint import Checkpoints
+from coin_jax.training.checkpoint import OWED, Checkpoints
 from coin_jax.training.endings import (
     RunStoppedError,
     StopAskedError,
@@ -91,7 +92,7 @@ def train(
     position: Mapping[str, int] | None = None
     # A run that goes on has evaluated its first step before it stopped, unless the stop cut that
     # short; a finished one shows again.
-    owes_evaluation = bool(sums.pop(_OWED, 0))
+    owes_evaluation = bool(sums.pop(OWED, 0))
     start_step, evaluated_at = step, step if 0 < step < last and not owes_evaluation else None
     evaluated: Mapping[str, float] | None = None
     alone = jax.process_count() == 1
@@ -132,7 +133,7 @@ def train(
             check_state(state, step, saved_at)
             log.flush()  # the records up to a checkpoint are on the disk before it is
             fresh = evaluated if evaluated_at == step else None
-            due = sums | ({_OWED: 1} if owes_evaluation else {})
+            due = sums | ({OWED: 1} if owes_evaluation else {})
             checkpoints.save(state, position or batches.state(), config, fresh, due)
             throughput.pause(time.perf_counter() - start)
             saved_at = step
@@ -151,6 +152,9 @@ def train(
                 else:
                     if step > start_step or owes_evaluation:
                         log.write(step, evaluated)
+                    if owes_evaluation and saved_at == step:
+                        log.flush()
+                        checkpoints.add_metrics(evaluated)
                     owes_evaluation = False
                     display.note_evaluation(step, evaluated)
                     evaluated_at = step
@@ -195,9 +199,6 @@ def train(
     return Ending(state, None if done else stopping, evaluated if done else None)
 
 
-_OWED = "evaluation_owed"  # among the sums: the evaluation of this step was cut short
-
-
 def is_due(step: int, every: int, last: int) -> bool:
     """Every `every` steps (0: never before the end), and at the end."""
     return step == last or bool(step and every and step % every == 0)
@@ -209,4 +210,7 @@ def _data_failed(error: Exception, saved: int | None) -> RunStoppedError:
         on = f"step {saved} is saved, and the same command goes on from there"
     if isinstance(error, OSError):
         return RunStoppedError(f"The data cannot be read any more: {error}. Bring it back; {on}.")
-    return RunStoppedError(f"{error}\n{on[0].upper()}{on[1:]}.")
+    cure = "Mend that row, without adding or removing any"  # which would change the order
+    if isinstance(error, PackingError):
+        cure = "Make batch.encoder_length, batch.decoder_length or batch.rows larger"
+    return RunStoppedError(f"{error}\n{cure}; {on}.")

@@ -36,6 +36,15 @@ def write_manifest(folder: pathlib.Path) -> None:
         flush_folder(inner)
 
 
+def add_to_manifest(folder: pathlib.Path, name: str) -> None:
+    """Lists one more file, in a checkpoint that is whole and may have a manifest."""
+    if not (folder / NAME).exists():
+        return
+    content = read_json(folder / NAME)["sha256"]
+    content[name] = [(folder / name).stat().st_size, _sha256(folder / name)]
+    write_whole(folder / NAME, json.dumps({"sha256": content}, indent=0))
+
+
 def fault(folder: pathlib.Path, read: bool = True) -> str | None:
     """What is wrong with the checkpoint in `folder`; None where it is as it was written.
 

@@ -4,30 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
-from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from rich.console import Console
 
-SECONDS_BETWEEN_LINES = 15.0
-"""Where the output is no terminal, such as a log file."""
-
-
-class _Bar(Progress):
-    """The numbers stand in a line of their own: neither they nor the bar are cut at 80 columns."""
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        yield self.make_tasks_table(self.tasks)
-        for task in self.tasks:
-            yield Text("  " + task.fields["numbers"], no_wrap=True, overflow="ellipsis")
+from coin_jax.progress import SECONDS_BETWEEN_LINES, Bar
 
 
 class ProgressDisplay:
@@ -36,20 +17,9 @@ class ProgressDisplay:
     def __init__(self, console: Console, start: int, last: int):
         self._console, self._last = console, last
         self._live = console.is_terminal
-        self._progress = _Bar(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("[dim]elapsed"),
-            TimeRemainingColumn(),
-            TextColumn("[dim]left"),
-            console=console,
-            disable=not self._live,
-            expand=True,
-        )
+        self._progress = Bar(console, disable=not self._live)
         self._task = self._progress.add_task(
-            "training", total=last, completed=start, numbers="compiling the training step"
+            "training", total=last, completed=start, note="compiling the training step"
         )
         self._first = start
         self._started: float | None = None
@@ -59,13 +29,13 @@ class ProgressDisplay:
     def advance(self, step: int) -> None:
         if self._started is None:  # compilation says nothing about the time left
             self._started, self._first = time.monotonic(), step
-            if self._live and self._progress.tasks[0].fields["numbers"].startswith("compiling"):
-                self._progress.update(self._task, numbers="")
+            if self._live and self._progress.tasks[0].fields["note"].startswith("compiling"):
+                self._progress.update(self._task, note="")
         self._progress.update(self._task, completed=step)
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         """The latest means of `metrics`, named as the train step names them."""
-        self._progress.update(self._task, completed=step, numbers=describe(metrics))
+        self._progress.update(self._task, completed=step, note=describe(metrics))
         now = time.monotonic()
         if not self._live and (now >= self._next_line or step == self._last):
             self._next_line = now + SECONDS_BETWEEN_LINES
