@@ -30,8 +30,10 @@ from flax import nnx
 from coin_jax.config import ModelConfig
 from coin_jax.model import fused_attention
 from coin_jax.model.attention import (
-    KEPT,
+    CONTEXT,
     MASKED,
+    NARROW,
+    WIDE,
     Attention,
     attend,
     bias_table,
@@ -42,6 +44,7 @@ from coin_jax.model.attention import (
     relative_bias,
     split_key,
 )
+from coin_jax.parallel.mesh import is_for_tpu
 from coin_jax.parallel.sharding import constrain
 
 Params = dict[str, Any]
@@ -50,11 +53,6 @@ ACTIVATIONS: dict[str, Callable] = {
     "relu": jax.nn.relu,
     "gated-gelu": lambda x: jax.nn.gelu(x, approximate=True),
     "gated-silu": jax.nn.silu,
-}
-
-REMAT_POLICIES: dict[str, Callable] = {
-    "minimal": jax.checkpoint_policies.save_only_these_names(KEPT),
-    "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
@@ -385,7 +383,19 @@ def scan_layers(apply: Callable, carry: Any, inputs: Any, count: int, config: Mo
     """
     unroll = config.scan_unroll or (count if jax.default_backend() == "cpu" else 1)
     if config.remat != "none":
-        policy = REMAT_POLICIES[config.remat]
+        policy = remat_policy(config.remat)
         # Inside a loop nothing can be shared between the passes; laid out, it must be prevented.
         apply = jax.checkpoint(apply, policy=policy, prevent_cse=unroll > 1)
     return jax.lax.scan(apply, carry, inputs, unroll=min(unroll, count))
+
+
+def remat_policy(kind: str) -> Callable:
+    """What jax.checkpoint keeps of a layer for `minimal` and `full`.
+
+    A TPU takes about as long to store a narrow product in the loop's stack and to read it back as
+    to compute it anew (docs/plan.md), so there the memory goes to more rows.
+    """
+    if kind == "full":
+        return jax.checkpoint_policies.nothing_saveable
+    names = (CONTEXT, WIDE) if is_for_tpu() else (CONTEXT, WIDE, NARROW)
+    return jax.checkpoint_policies.save_only_these_names(*names)
