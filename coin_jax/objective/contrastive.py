@@ -11,8 +11,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from coin_jax.parallel.sharding import constrain
-
 SMALLEST_SQUARED_NORM = 1e-16
 """Vectors shorter than the root of it have no direction: similarity 0, gradient 0."""
 
@@ -47,7 +45,6 @@ def contrastive_loss(
     cosine_PxP = jnp.einsum(
         "id,jd->ij", _unit(anchors_PxD), _unit(positives_PxD), precision=jax.lax.Precision.HIGHEST
     )
-    cosine_PxP = constrain(cosine_PxP, "batch", None)  # each device has its anchors' rows
     is_pair_P = pair_sets_P >= 0
     negative_PxP = is_pair_P[:, None] & is_pair_P & (pair_contents_P[:, None] != pair_contents_P)
     if negatives == "hard":
