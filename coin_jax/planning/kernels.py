@@ -11,10 +11,10 @@ from coin_jax.planning.chips import Chip
 from coin_jax.planning.hlo import Kernel
 
 BUNDLES = {
-    "TPU v4": {"attention": (67.9, 355), "attention_backward": (80.5, 619)},
-    "TPU v5e": {"attention": (10.5, 466), "attention_backward": (19.0, 1026)},
-    "TPU v5p": {"attention": (10.5, 588), "attention_backward": (19.3, 1101)},
-    "TPU v6e": {"attention": (9.1, 489), "attention_backward": (15.6, 947)},
+    "TPU v4": {"attention": (67.9, 326), "attention_backward": (76.9, 930)},
+    "TPU v5e": {"attention": (10.5, 425), "attention_backward": (17.2, 1240)},
+    "TPU v5p": {"attention": (10.5, 539), "attention_backward": (16.8, 1290)},
+    "TPU v6e": {"attention": (9.2, 429), "attention_backward": (13.7, 1096)},
 }
 """Cycles for 1024 scores, and for each program. v4 multiplies no 32-bit integers, of which the
 pattern of dropout takes two for each score."""
