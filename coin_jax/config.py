@@ -55,7 +55,11 @@ class ModelConfig:
     """Of activations and matrix products. Parameters, softmax, norms and losses stay float32.
     float16 is not offered: T5's activations overflow in it."""
     remat: Literal["none", "minimal", "full"] = "none"
-    """What the backward pass recomputes: nothing, all but matrix products, or everything."""
+    """What the backward pass recomputes: nothing, what is cheap (all but matrix products, on TPUs
+    some of these too), or everything."""
+    attention: Literal["auto", "plain", "fused"] = "auto"
+    """`fused`: one kernel for TPUs that keeps the scores on the chip; elsewhere it is interpreted,
+    which only tests want. `auto`: that on TPUs, where lengths and heads fit, else `plain`."""
     scan_unroll: int = 0
     """Layers unrolled in the scan over them; 0: all of them on CPU, where it saves 20%, else 1."""
 

@@ -24,6 +24,7 @@ import numpy as np
 from coin_jax.config import Pooling, TokenizerConfig
 from coin_jax.data.templates import Prompt
 from coin_jax.data.tokenizer import Tokenizer, encode_prompts, make_tokenizer
+from coin_jax.model.attention import check_fused
 from coin_jax.model.generation import Generated, GenerationSettings, generate, score_answers
 from coin_jax.model.t5 import T5
 from coin_jax.objective.pooling import pool
@@ -103,6 +104,7 @@ class Predictor:
             model_config, params = huggingface.load(folder)
             choice = TokenizerConfig(kind="huggingface", path=str(folder))
         params = jax.tree.map(jnp.asarray, params)
+        check_fused(model_config)
         return cls(T5(model_config), params, make_tokenizer(choice), **settings)
 
     @functools.cached_property

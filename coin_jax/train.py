@@ -36,6 +36,7 @@ from coin_jax.data.span_corruption import SpanCorruption, read_tokens
 from coin_jax.data.tokenizer import Tokenizer, make_tokenizer
 from coin_jax.lexicons import choose_lexicon
 from coin_jax.model import huggingface
+from coin_jax.model.attention import check_fused
 from coin_jax.model.t5 import T5
 from coin_jax.objective import make_method
 from coin_jax.parallel import distributed
@@ -88,6 +89,7 @@ def run(config: Config, console: Console) -> int:
             status.update("making the model")
             config, pretrained = build_architecture(config, saved, tokenizer)
         distributed.check_same("data, tokenizer or suite", what_was_read(tokenizer, source, suite))
+        check_fused(config.model)
         model = T5(config.model)
         optimizer = make_optimizer(config.optimizer, config.training.steps, model.logical_axes())
         train_step = make_train_step(model, method, optimizer, config, mesh)

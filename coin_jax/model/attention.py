@@ -6,6 +6,7 @@ by H^-0.5; the initialization takes care of that (Raffel et al. 2020, and their 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -13,13 +14,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from coin_jax.config import ModelConfig
+from coin_jax.config import ConfigError, ModelConfig
+from coin_jax.model import fused_attention
+from coin_jax.parallel.gathered import multiply
+from coin_jax.parallel.mesh import is_for_tpu
 from coin_jax.parallel.sharding import constrain
 
 MASKED = -1e9
 """Added to a score that must not count. Finite, so that a row in which everything is masked gives
 a uniform distribution and not NaN; float32 exp() of anything near it is exactly 0."""
+
+
+CONTEXT, WIDE, NARROW = "context", "wide product", "narrow product"
+"""What jax.checkpoint calls what the kernel gives, the products that have a feed-forward layer's
+width, and the others: see `remat_policy`."""
 
 
 def parameter(rngs: nnx.Rngs, shape: tuple[int, ...], scale: float, *axes: str) -> nnx.Param:
@@ -33,7 +43,8 @@ def dense(x: jax.Array, kernel: nnx.Param) -> jax.Array:
     The rows are flattened first: XLA on CPU computes the weight gradient of the plain product of
     two matrices a quarter faster than that of [B, T, F] with [F, K].
     """
-    flat = x.reshape(-1, x.shape[-1]) @ kernel[...].astype(x.dtype)
+    flat = multiply(x.reshape(-1, x.shape[-1]), kernel[...].astype(x.dtype), kernel.axes)
+    flat = checkpoint_name(flat, WIDE if kernel.axes[1] == "mlp" else NARROW)
     return flat.reshape(*x.shape[:-1], flat.shape[-1])
 
 
@@ -161,6 +172,32 @@ def segment_mask(
     return jnp.where(allowed, 0.0, MASKED).astype(jnp.float32)[:, None]
 
 
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Who sees whom, in the form that the chosen way of attending wants."""
+
+    query_segments: jax.Array
+    """[B, T]"""
+    key_segments: jax.Array
+    """[B, S]"""
+    causal: bool
+    is_fused: bool
+    """Whether the kernel of fused_attention.py takes it."""
+    added: jax.Array | None
+    """What `segment_mask` gives, where it does not."""
+
+
+def make_mask(
+    config: ModelConfig, query_segments_BxT: jax.Array, key_segments_BxS: jax.Array, causal: bool
+) -> Mask:
+    is_fused = config.attention == "fused" or (config.attention == "auto" and is_for_tpu())
+    is_fused = is_fused and fused_attention.fits(
+        *query_segments_BxT.shape, key_segments_BxS.shape[1], config.num_heads, config.d_kv
+    )
+    added = None if is_fused else segment_mask(query_segments_BxT, key_segments_BxS, causal)
+    return Mask(query_segments_BxT, key_segments_BxS, causal, is_fused, added)
+
+
 @jax.custom_vjp
 def biased_softmax(scores: jax.Array, bias: jax.Array | None, mask: jax.Array) -> jax.Array:
     """softmax(scores + bias + mask) over keys, float32 [B, N, T, S]; no gradient for the mask.
@@ -211,6 +248,52 @@ def attend(
     return jnp.einsum("bnts,bnsh->bnth", weights, value_BxNxSxH)
 
 
+def check_fused(config: ModelConfig) -> None:
+    """Compares the kernel with the plain path on a device, where `config` leaves it to be chosen.
+
+    A few seconds at the start of a run, since kernels are at the mercy of each version of the
+    compiler. Raises ConfigError where values or gradients differ by more than bfloat16 explains.
+    """
+    if config.attention != "auto" or not is_for_tpu():
+        return
+    B, T, N = 2, 128, 2 * fused_attention.LANES // math.gcd(config.d_kv, fused_attention.LANES)
+    shape, key = (B, T, N * config.d_kv), jax.random.key(0, impl="rbg")
+    draw = lambda number, shape: jax.random.normal(jax.random.key(number), shape)  # noqa: E731
+    query, keys, value, slope = (draw(number, shape).astype(jnp.bfloat16) for number in range(4))
+    query = query * config.d_kv**-0.5
+    segments = jnp.sort(jax.random.randint(jax.random.key(5), (B, T), 0, 4), axis=1)
+
+    def plain(query, keys, value, bias):
+        split = lambda x: x.reshape(B, T, N, -1).transpose(0, 2, 1, 3)  # noqa: E731
+        mask = segment_mask(segments, segments, causal=True)
+        context = attend(split(query), split(keys), split(value), bias, mask, 0.1, key)
+        return context.transpose(0, 2, 1, 3).reshape(shape)
+
+    def fused(query, keys, value, bias):
+        return fused_attention.attend(
+            query, keys, value, bias, segments, segments, heads=N, causal=True,
+            dropout_rate=0.1, dropout_key=key, interpret=jax.default_backend() != "tpu",
+        )  # fmt: skip
+
+    def results(way):
+        loss = lambda *inputs: (way(*inputs) * slope).astype(jnp.float32).sum()  # noqa: E731
+        inputs = (query, keys, value, draw(6, (1, N, T, T)))
+        return jax.jit(jax.grad(loss, (0, 1, 2, 3)))(*inputs)
+
+    for name, found, expected in zip(
+        ("query", "key", "value", "bias"), results(fused), results(plain), strict=True
+    ):
+        found, expected = found.astype(jnp.float32), expected.astype(jnp.float32)
+        error = float(jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected))
+        if not error < 0.03:
+            raise ConfigError(
+                f"model.attention = 'auto': on {jax.devices()[0].device_kind} the fused kernel's "
+                f"gradient of the {name} differs from the plain path's by {error:.0%}. Set "
+                "model.attention to 'plain', and please report it with the versions of jax and "
+                "libtpu"
+            )
+
+
 class Attention(nnx.Module):
     """Multi-head attention; self-attention where queries and keys come from the same states."""
 
@@ -246,13 +329,28 @@ class Attention(nnx.Module):
         x_BxTxD: jax.Array,
         states_BxSxD: jax.Array,
         bias: jax.Array | None,
-        mask: jax.Array,
+        mask: Mask,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """Queries from x, keys and values from states: [B, T, D]."""
+        if mask.is_fused:
+            context_BxTxW = fused_attention.attend(
+                dense(x_BxTxD, self.query),
+                dense(states_BxSxD, self.key),
+                dense(states_BxSxD, self.value),
+                bias,
+                mask.query_segments,
+                mask.key_segments,
+                heads=self.heads,
+                causal=mask.causal,
+                dropout_rate=self.dropout_rate,
+                dropout_key=dropout_key,
+                interpret=not is_for_tpu(),
+            )
+            return dense(checkpoint_name(context_BxTxW, CONTEXT), self.out)
         query = self.split_heads(x_BxTxD, self.query)
         key, value = self.keys_and_values(states_BxSxD)
-        context = attend(query, key, value, bias, mask, self.dropout_rate, dropout_key)
+        context = attend(query, key, value, bias, mask.added, self.dropout_rate, dropout_key)
         return self.join_heads(context)
 
 

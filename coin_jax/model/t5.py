@@ -28,18 +28,23 @@ import jax.numpy as jnp
 from flax import nnx
 
 from coin_jax.config import ModelConfig
+from coin_jax.model import fused_attention
 from coin_jax.model.attention import (
+    CONTEXT,
     MASKED,
+    NARROW,
+    WIDE,
     Attention,
     attend,
     bias_table,
     dense,
     dropout,
+    make_mask,
     parameter,
     relative_bias,
-    segment_mask,
     split_key,
 )
+from coin_jax.parallel.mesh import is_for_tpu
 from coin_jax.parallel.sharding import constrain
 
 Params = dict[str, Any]
@@ -48,11 +53,6 @@ ACTIVATIONS: dict[str, Callable] = {
     "relu": jax.nn.relu,
     "gated-gelu": lambda x: jax.nn.gelu(x, approximate=True),
     "gated-silu": jax.nn.silu,
-}
-
-REMAT_POLICIES: dict[str, Callable] = {
-    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
@@ -155,13 +155,15 @@ class Stack(nnx.Module):
         input_key, layers_key, output_key = split_key(dropout_key, 3)
         keys = None if layers_key is None else jax.random.split(layers_key, self.layer_count)
         length, rate, own = x_BxTxD.shape[1], self.config.dropout_rate, self.own_bias
-        shared = None if own else self.bias(None, length, length)
+        # The kernel wants a bias for each batch shard.
+        form = fused_attention.spread if mask.is_fused else lambda bias: bias
+        shared = None if own else form(self.bias(None, length, length))
         layer_graph, layer_params = nnx.split(self.layers)
 
         def apply(x, layer_params_and_key):
             params, key = layer_params_and_key
             layer = nnx.merge(layer_graph, params)
-            bias = self.bias(layer, length, length) if own else shared
+            bias = form(self.bias(layer, length, length)) if own else shared
             return layer(x, bias, mask, states, cross_mask, key), None
 
         x = dropout(x_BxTxD, rate, input_key)
@@ -286,7 +288,7 @@ class T5:
     def encode(self, params: Params, tokens_BxS, segment_ids_BxS, *, dropout_key=None) -> jax.Array:
         """Encoder states after the last norm: [B, S, D]. What stands at padding means nothing."""
         model: Transformer = nnx.merge(self.graph, params)
-        mask = segment_mask(segment_ids_BxS, segment_ids_BxS, causal=False)
+        mask = make_mask(self.config, segment_ids_BxS, segment_ids_BxS, causal=False)
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, 0)
         return model.encoder(model.embed(tokens_BxS, self.dtype), mask, dropout_key=key)
 
@@ -308,9 +310,9 @@ class T5:
         into one row share one encoded prompt.
         """
         model: Transformer = nnx.merge(self.graph, params)
-        mask = segment_mask(segment_ids_BxT, segment_ids_BxT, causal=True)
+        mask = make_mask(self.config, segment_ids_BxT, segment_ids_BxT, causal=True)
         cross = segment_ids_BxT if cross_segment_ids_BxT is None else cross_segment_ids_BxT
-        cross_mask = segment_mask(cross, encoder_segment_ids_BxS, causal=False)
+        cross_mask = make_mask(self.config, cross, encoder_segment_ids_BxS, causal=False)
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, 1)
         x = model.embed(inputs_BxT, self.dtype)
         return model.decoder(x, mask, encoded_BxSxD.astype(self.dtype), cross_mask, key)
@@ -381,7 +383,19 @@ def scan_layers(apply: Callable, carry: Any, inputs: Any, count: int, config: Mo
     """
     unroll = config.scan_unroll or (count if jax.default_backend() == "cpu" else 1)
     if config.remat != "none":
-        policy = REMAT_POLICIES[config.remat]
+        policy = remat_policy(config.remat)
         # Inside a loop nothing can be shared between the passes; laid out, it must be prevented.
         apply = jax.checkpoint(apply, policy=policy, prevent_cse=unroll > 1)
     return jax.lax.scan(apply, carry, inputs, unroll=min(unroll, count))
+
+
+def remat_policy(kind: str) -> Callable:
+    """What jax.checkpoint keeps of a layer for `minimal` and `full`.
+
+    A TPU takes about as long to store a narrow product in the loop's stack and to read it back as
+    to compute it anew (docs/plan.md), so there the memory goes to more rows.
+    """
+    if kind == "full":
+        return jax.checkpoint_policies.nothing_saveable
+    names = (CONTEXT, WIDE) if is_for_tpu() else (CONTEXT, WIDE, NARROW)
+    return jax.checkpoint_policies.save_only_these_names(*names)

@@ -55,9 +55,11 @@ def contrastive_loss(
     # The relation is symmetric, so the same pairs count by rows and by columns.
     counts_P = negative_PxP.any(axis=1)
     count = jnp.maximum(counts_P.sum(), 1).astype(jnp.float32)
-    seen_PxP = negative_PxP | jnp.eye(len(is_pair_P), dtype=bool)
+    own_PxP = jnp.eye(len(is_pair_P), dtype=bool)
+    seen_PxP = negative_PxP | own_PxP
     scores_PxP = cosine_PxP / temperature
-    own_P = jnp.diagonal(cosine_PxP)
+    # jnp.diagonal's gather does not compile for v5p (libtpu 0.0.52).
+    own_P = jnp.where(own_PxP, cosine_PxP, 0).sum(axis=1)
     by_anchor_P = jax.nn.logsumexp(scores_PxP, axis=1, where=seen_PxP) - own_P / temperature
     by_positive_P = jax.nn.logsumexp(scores_PxP, axis=0, where=seen_PxP) - own_P / temperature
     loss = jnp.where(counts_P, (by_anchor_P + by_positive_P) / 2, 0).sum() / count

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 
 from coin_jax.config import ConfigError, MeshConfig
+from coin_jax.parallel.gathered import route
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -21,14 +23,25 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """Lays out `devices` (all of them when None) as `config` says; an axis of -1 takes the rest.
 
     `jax.make_mesh` orders the devices so that neighbours on the last axes are neighbours on the
-    wire. Every axis is `Auto`: XLA's partitioner chooses whatever `constrain` does not pin down.
+    wire; `fsdp` stands there as the grid that parallel/gathered.py works on. Every axis is `Auto`:
+    XLA's partitioner chooses whatever `constrain` does not pin down.
 
     Raises ConfigError when the axes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = resolve(config, len(devices))
     automatic = (jax.sharding.AxisType.Auto,) * len(AXES)
+    grid = (shape[0], *route(shape[1], devices[0].device_kind).torus, shape[2])
+    if len(grid) > len(AXES):
+        laid_out = mesh_utils.create_device_mesh(grid, devices, allow_split_physical_axes=True)
+        return jax.sharding.Mesh(laid_out.reshape(shape), AXES, axis_types=automatic)
     return jax.make_mesh(shape, AXES, axis_types=automatic, devices=devices)
+
+
+def is_for_tpu() -> bool:
+    """Whether what is being traced will run on TPUs: those of the ambient mesh, or JAX's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.device_kind.startswith("TPU") if device else jax.default_backend() == "tpu"
 
 
 def resolve(config: MeshConfig, device_count: int) -> tuple[int, int, int]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 
 from coin_jax.config import Config
+from coin_jax.planning import kernels
 from coin_jax.planning.chips import Topology
+from coin_jax.planning.hlo import Kernel
 from coin_jax.planning.program import (
     MEMORY_EFFICIENCY,
     PRODUCT_EFFICIENCY,
@@ -42,7 +44,10 @@ def plan_by_arithmetic(config: Config, topology: Topology) -> Plan:
     attention = 2 * model.d_kv * (L * encoder_scores + K * decoder_scores)
     dense = L * encoder_layer + K * decoder_layer
     head = T * D * V / tensor
-    again = {"none": 0, "minimal": attention, "full": attention + dense}[remat]
+    is_fused = topology.is_tpu and model.attention != "plain"
+    narrow = L * 4 * S * D * inner + K * (6 * T + 2 * S) * D * inner
+    cheap = narrow if topology.is_tpu else attention  # see remat_policy
+    again = {"none": 0, "minimal": cheap, "full": attention + dense}[remat]
     again *= 1 if passes == 1 else 2
     extra = 0 if passes == 1 else attention + dense  # the forward pass that keeps pooled states
     flops = 2 * rows * (3 * (dense + attention + head) + again + extra)
@@ -50,6 +55,13 @@ def plan_by_arithmetic(config: Config, topology: Topology) -> Plan:
     scores = rows * (L * encoder_scores + K * decoder_scores)
     forwards = 1 + (remat != "none") + (passes > 1)
     score_bytes = scores * (SCORE_BYTES["backward"] + forwards * SCORE_BYTES["forward"])
+    in_kernels = 0.0
+    if is_fused:
+        score_bytes = 0
+        programs = rows * N / 2 * (L + 2 * K)
+        runs = {"attention": 1 + (remat == "full") + (passes > 1), "attention_backward": 1}
+        for name, count in runs.items():
+            in_kernels += count * kernels.cycles(chip, Kernel(name, scores, programs))
     token_values = rows * (L * S + K * T) * (12 * D + (matrices + 1) * F + 6 * inner)
     token_bytes = token_values * width * (2 + forwards)
     state_bytes = 8 * base.parameters + 2 * base.optimizer
@@ -58,13 +70,17 @@ def plan_by_arithmetic(config: Config, topology: Topology) -> Plan:
     # What is kept for the backward pass.
     kept = width * D * (L * S + K * T) * part
     if remat != "full":
-        kept += width * part * L * S * (3 * inner + 2 * D + (matrices - 1) * F)
-        kept += width * part * K * (T * (4 * inner + 3 * D + (matrices - 1) * F) + 2 * S * inner)
+        kept += width * part * (L * S + K * T) * (matrices - 1) * F
+        kept += width * part * (L * S + 2 * K * T) * inner * is_fused
+    if remat == "none" or (remat == "minimal" and not topology.is_tpu):
+        kept += width * part * L * S * (3 * inner + 2 * D)
+        kept += width * part * K * (T * (4 * inner + 3 * D) + 2 * S * inner)
     if remat == "none":
-        kept += (4 + 2 * width) * scores / passes
+        kept += 0 if is_fused else (4 + 2 * width) * scores / passes
         kept += width * part * (L * S + K * T) * (8 * D + 2 * F)
     working = part * max(
-        12 * encoder_scores + width * S * (6 * inner + 6 * D), width * S * (4 * F + 6 * D)
+        (0 if is_fused else 12) * encoder_scores + width * S * (6 * inner + 6 * D),
+        width * S * (4 * F + 6 * D),
     )
     layer = (4 * D * inner + matrices * D * F) * width
     gradients = base.parameters * (1 if passes == 1 else 2)
@@ -96,7 +112,8 @@ def plan_by_arithmetic(config: Config, topology: Topology) -> Plan:
     return dataclasses.replace(
         plan,
         roofline_seconds=flops / chip.peak_flops / PRODUCT_EFFICIENCY
-        + traffic / chip.memory_bandwidth / MEMORY_EFFICIENCY,
+        + traffic / chip.memory_bandwidth / MEMORY_EFFICIENCY
+        + (in_kernels / chip.clock if in_kernels else 0.0),
         collective_seconds=received / topology.link_bandwidth,
         exposed_seconds=(over_tensor + over_data) / topology.link_bandwidth,
     )

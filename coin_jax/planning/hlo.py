@@ -29,7 +29,9 @@ COLLECTIVES = (
 FREE = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "iota",
     "conditional", "copy-start", "copy-done", "slice-start", "slice-done", "async-start",
-    "async-done", "partition-id", "after-all", "optimization-barrier",
+    "async-done", "async-update", "collective-permute-start", "collective-permute-done",
+    "all-gather-start", "all-gather-done", "all-reduce-start", "all-reduce-done",
+    "partition-id", "after-all", "optimization-barrier",
 )  # fmt: skip
 """Do nothing, or in the background."""
 
@@ -75,6 +77,16 @@ class Collective:
         return self.bytes * factor * self.times
 
 
+class Kernel(NamedTuple):
+    """One call of a kernel of the project; the compiler writes no cycles beside it."""
+
+    name: str
+    scores: float
+    """Elements of attention's softmax."""
+    programs: float
+    """Of its grid."""
+
+
 class Work(NamedTuple):
     """What one instruction does, and how often in a step."""
 
@@ -83,6 +95,17 @@ class Work(NamedTuple):
     moved: float
     """Bytes that it reads from and writes to main memory."""
     source: str
+    kernel: Kernel | None = None
+
+
+class Event(NamedTuple):
+    """What happens in a scheduled computation: `compute` for a number of cycles, `start` to send a
+    number of bytes, or wait until that is `done`."""
+
+    kind: str
+    amount: float
+    name: str = ""
+    """Of the sending."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +122,8 @@ class Summary:
     """Bytes that loops over layers keep for their backward passes."""
     slowest: tuple[tuple[str, float], ...]
     """Operations of the model that take the most cycles, and their shares."""
+    schedules: tuple[tuple[float, tuple[Event, ...]], ...]
+    """Of the computations that permute in the background, and how often each runs."""
 
 
 def shapes(text: str) -> list[tuple[str, tuple[int, ...]]]:
@@ -166,24 +191,27 @@ def summarize(
     cycles: collections.Counter[str] = collections.Counter()
     collectives: dict[tuple, Collective] = {}
     work: list[Work] = []
+    schedules: list[tuple[float, tuple[Event, ...]]] = []
     products, kept = 0.0, 0
 
     def visit(name: str, times: float, is_fused: bool, is_async: bool) -> None:
         nonlocal products, kept
         computation = computations.get(name, {})
+        if not is_fused and (events := schedule(computation)):
+            schedules.append((times, events))
         for instruction in computation.values():
             before = products
             source = _source(instruction)
-            if not is_fused and (
-                found := re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
-            ):
-                cycles[source] += int(found[1]) * times
+            if not is_fused:
+                cycles[source] += _cycles(instruction) * times
             if instruction.opcode in ("dot", "convolution"):
                 products += times * product_flops(instruction, computation)
             if found := _collective(instruction, computation, times, is_async, devices, name):
-                # The pieces of one that is spread over several computations share its channel.
+                # The pieces of one that is spread over several computations share its channel;
+                # all permutations may have the same.
                 channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-                key = (channel[1] if channel else instruction.name, found.bytes, found.kind)
+                is_shared = channel and found.kind != "collective-permute"
+                key = (channel[1] if is_shared else instruction.name, found.bytes, found.kind)
                 collectives.setdefault(key, found)
             if instruction.opcode == "while":
                 condition = re.search(r"condition=%?([\w.\-]+)", instruction.attributes)[1]
@@ -200,15 +228,51 @@ def summarize(
             for several, one in _BRANCHES.findall(instruction.attributes):
                 for branch in re.findall(r"[\w.\-]+", several or one):
                     visit(branch, times, inside, apart)
+            kernel, flops = _kernel(instruction)
+            products += times * flops
             if not is_fused and instruction.opcode not in FREE:
                 moved = traffic(instruction, computation, computations)
-                work.append(Work(times, (products - before) / times, moved, source))
+                work.append(Work(times, (products - before) / times, moved, source, kernel))
 
     visit(entry, 1.0, False, False)
     total = sum(cycles.values())
     slowest = tuple((source, count / total) for source, count in cycles.most_common(12) if total)
     ordered = sorted(collectives.values(), key=lambda one: -one.wire_bytes)
-    return Summary(float(total), tuple(work), products, tuple(ordered), kept, slowest)
+    return Summary(
+        float(total), tuple(work), products, tuple(ordered), kept, slowest, tuple(schedules)
+    )
+
+
+def schedule(computation: dict[str, Instruction]) -> tuple[Event, ...]:
+    """In the order of a scheduled program; empty if it permutes nothing in the background."""
+    events: list[Event] = []
+    for instruction in computation.values():
+        if instruction.opcode == "collective-permute-start":
+            events.append(Event("start", array_bytes(*instruction.arrays()[0]), instruction.name))
+        elif instruction.opcode == "collective-permute-done":
+            started = re.search(r"%([\w.\-]+)", instruction.operands)
+            events.append(Event("done", 0, started[1] if started else ""))
+        else:
+            events.append(Event("compute", _cycles(instruction)))
+    return tuple(events) if any(event.kind == "start" for event in events) else ()
+
+
+def _cycles(instruction: Instruction) -> int:
+    """The compiler's estimate, or 0; it writes the largest number where it has none."""
+    found = re.search(r'"estimated_cycles":"(\d{1,12})"', instruction.attributes)
+    return int(found[1]) if found else 0
+
+
+def _kernel(instruction: Instruction) -> tuple[Kernel | None, float]:
+    """A call of model/fused_attention.py and its FLOPs, as its cost estimate tells them."""
+    cost = re.search(
+        r'"cost_estimate":\{"flops":"(\d+)","transcendentals":"(\d+)"', instruction.attributes
+    )
+    name = re.match(r"attention(_backward)?(?=[.\d]*$)", instruction.name)
+    if instruction.opcode != "custom-call" or not cost or not name:
+        return None, 0.0
+    rows, _, width = instruction.arrays()[0][1]
+    return Kernel(name[0], float(cost[2]), rows * math.ceil(width / 128)), float(cost[1])
 
 
 def traffic(instruction: Instruction, computation: dict, computations: dict) -> float:

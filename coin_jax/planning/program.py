@@ -13,6 +13,7 @@ import multiprocessing
 import pathlib
 import re
 import tempfile
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ from coin_jax.model.t5 import T5
 from coin_jax.objective import make_method
 from coin_jax.parallel.mesh import AXES, make_mesh, resolve
 from coin_jax.parallel.sharding import PAIR_FIELDS, ROW_FIELDS
-from coin_jax.planning import hlo
+from coin_jax.planning import hlo, kernels
 from coin_jax.planning.chips import GIB, Topology
 from coin_jax.training.flops import model_flops
 from coin_jax.training.optimizer import make_optimizer
@@ -143,7 +144,13 @@ def plan_by_compiling(
     if known:
         program = Program(*json.loads(gzip.decompress(known[0].read_bytes())))
     else:
-        program = compiled_to_the_end(lowered) if to_the_end else memory_planned(config, topology)
+        if not to_the_end:
+            program = memory_planned(config, topology)
+        elif not topology.is_tpu:
+            program = compiled_to_the_end(lowered)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                program = compiled_to_the_end(lowered, folder)
         if paths:
             cache.mkdir(parents=True, exist_ok=True)
             packed = gzip.compress(json.dumps(program).encode())
@@ -173,7 +180,12 @@ def lower(config: Config, topology: Topology) -> jax.stages.Lowered:
     return step.lower(abstract_state(model, optimizer, config), abstract_batch(config))
 
 
-def compiled_to_the_end(lowered: jax.stages.Lowered, options: Any = None) -> Program:
+def compiled_to_the_end(lowered: jax.stages.Lowered, folder: str = "") -> Program:
+    """folder: where a TPU's compiler writes what it makes, when it makes it.
+
+    Its last text is read from there: JAX's own copy of XLA does not read each version's programs.
+    """
+    options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if folder else None
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
@@ -183,7 +195,8 @@ def compiled_to_the_end(lowered: jax.stages.Lowered, options: Any = None) -> Pro
     found = compiled.memory_analysis()
     memory = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     memory += found.temp_size_in_bytes + found.generated_code_size_in_bytes
-    return Program(compiled.as_text(), float(memory))
+    written = _written(folder, "after_codegen.txt") if folder else []
+    return Program(written[-1].read_text() if written else compiled.as_text(), float(memory))
 
 
 def memory_planned(config: Config, topology: Topology) -> Program:
@@ -217,8 +230,7 @@ def _written(folder: str, ending: str) -> list[pathlib.Path]:
 
 
 def _compile_into(config: Config, topology: Topology, folder: str) -> None:
-    options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-    program = compiled_to_the_end(lower(config, topology), options)
+    program = compiled_to_the_end(lower(config, topology), folder)
     if program.problem:
         (pathlib.Path(folder) / "problem").write_text(program.problem)
 
@@ -329,14 +341,39 @@ def times(summary: hlo.Summary, topology: Topology) -> dict[str, float]:
     memory = chip.memory_bandwidth * MEMORY_EFFICIENCY
     wire = sum(one.wire_bytes for one in summary.collectives)
     exposed = sum(one.wire_bytes for one in summary.collectives if not one.is_async)
+    waiting = 0.0
+    if summary.cycles and rate:
+        waiting = sum(
+            count * waits(events, chip.clock, rate) for count, events in summary.schedules
+        )
+    in_kernels = [kernels.cycles(chip, one.kernel) if one.kernel else 0 for one in summary.work]
+    counted = sum(one.times * cycles for one, cycles in zip(summary.work, in_kernels, strict=True))
     return {
-        "compute_seconds": summary.cycles / chip.clock,
+        "compute_seconds": (summary.cycles + counted) / chip.clock if summary.cycles else 0.0,
         "roofline_seconds": sum(
-            one.times * max(one.flops / products, one.moved / memory) for one in summary.work
+            one.times * max(one.flops / products, one.moved / memory, cycles / chip.clock)
+            for one, cycles in zip(summary.work, in_kernels, strict=True)
         ),
         "collective_seconds": wire / rate if rate else 0.0,
-        "exposed_seconds": exposed / rate if rate else 0.0,
+        "exposed_seconds": exposed / rate + waiting if rate else 0.0,
     }
+
+
+def waits(events: Sequence[hlo.Event], clock: float, rate: float) -> float:
+    """Seconds that a schedule waits for what it sends in the background, one after the other."""
+    now, is_free, waited = 0.0, 0.0, 0.0
+    arrives: dict[str, float] = {}
+    for event in events:
+        match event.kind:
+            case "compute":
+                now += event.amount / clock
+            case "start":
+                is_free = max(now, is_free) + event.amount / rate
+                arrives[event.name] = is_free
+            case "done":
+                wait = max(arrives.get(event.name, now) - now, 0.0)
+                waited, now = waited + wait, now + wait
+    return waited
 
 
 def stacked_sizes(config: Config, topology: Topology) -> frozenset[int]:
