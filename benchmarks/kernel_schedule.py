@@ -40,11 +40,11 @@ def compile_kernels(chip: str, shape: tuple[int, int, bool]) -> None:
     T, S, with_bias = shape
     rows = topology.size
 
-    def loss(query, key, value, bias, query_segments, key_segments, words):
+    def loss(query, key, value, bias, query_segments, key_segments, seed):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             context = fused_attention.attend(
                 query, key, value, bias, query_segments, key_segments, heads=HEADS, causal=False,
-                dropout_rate=0.1, dropout_key=jax.random.wrap_key_data(words, impl="rbg"),
+                dropout_rate=0.1, dropout_seed=seed,
             )  # fmt: skip
             return (context.astype(jnp.float32) ** 2).sum()
 
@@ -55,8 +55,8 @@ def compile_kernels(chip: str, shape: tuple[int, int, bool]) -> None:
     states = [described((rows, n, HEADS * SIZE), jnp.bfloat16, spread) for n in (T, S, S)]
     bias = described((rows, HEADS, T, S), jnp.float32, spread) if with_bias else None
     segments = [described((rows, n), jnp.int32, spread) for n in (T, S)]
-    words = described((4,), jnp.uint32, whole)
-    arguments = (*states, bias, *segments, words)
+    seed = described((), jnp.uint32, whole)
+    arguments = (*states, bias, *segments, seed)
     inputs = (0, 1, 2, 3) if with_bias else (0, 1, 2)
     jax.jit(jax.grad(loss, inputs)).lower(*arguments).compile()
 

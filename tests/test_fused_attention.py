@@ -50,26 +50,26 @@ def in_float64(query, key, value, bias, queries, keys, heads, causal):
     return np.einsum("bnts,bsnh->btnh", weights, split(value)).reshape(B, T, W), seen.any(-1)
 
 
-def fused(query, key, value, bias, queries, keys, heads, causal, **dropout):
-    bias = None if bias is None else fused_attention.spread(bias)
+def fused(query, key, value, bias, queries, keys, heads, causal, rate=0.0, dropout_key=None):
     return fused_attention.attend(
         query,
         key,
         value,
-        bias,
+        None if bias is None else fused_attention.spread(bias),
         queries,
         keys,
         heads=heads,
         causal=causal,
+        dropout_rate=rate,
+        dropout_seed=None if dropout_key is None else attention.hashed_key(dropout_key),
         interpret=True,
-        **dropout,
     )
 
 
-def plain(query, key, value, bias, queries, keys, heads, causal, **dropout):
+def plain(query, key, value, bias, queries, keys, heads, causal, rate, dropout_key):
     split = lambda x: x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)  # noqa: E731
     mask = attention.segment_mask(queries, keys, causal)
-    context = attention.attend(*map(split, (query, key, value)), bias, mask, *dropout.values())
+    context = attention.attend(*map(split, (query, key, value)), bias, mask, rate, dropout_key)
     return context.transpose(0, 2, 1, 3).reshape(query.shape)
 
 
@@ -84,12 +84,12 @@ def test_it_is_attention_by_its_definition(case):
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 def test_values_and_gradients_are_the_plain_path_s_dropout_included(case, rate):
     arrays, bias, queries, keys, heads, causal, slope = case
-    dropout = {"dropout_rate": rate, "dropout_key": jax.random.key(3, impl="rbg")}
+    dropout = (rate, jax.random.key(3, impl="rbg"))
     inputs = (*arrays, *([] if bias is None else [bias]))
 
     def loss(attend, *inputs):
         bias = inputs[3] if len(inputs) > 3 else None
-        return (attend(*inputs[:3], bias, queries, keys, heads, causal, **dropout) * slope).sum()
+        return (attend(*inputs[:3], bias, queries, keys, heads, causal, *dropout) * slope).sum()
 
     gradients = [
         jax.value_and_grad(loss, tuple(range(1, 1 + len(inputs))))(attend, *inputs)

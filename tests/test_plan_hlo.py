@@ -2,7 +2,8 @@
 
 import pytest
 
-from coin_jax.planning import hlo
+from coin_jax.planning import hlo, kernels, program
+from coin_jax.planning.chips import CHIPS
 
 PROGRAM = """HloModule step, is_scheduled=true
 
@@ -193,3 +194,52 @@ def test_a_dot_counts_its_contracted_sizes():
         {"a": "f32[4,5,6]{2,1,0}", "b": "f32[4,6,7]{2,1,0}"},
     )
     assert flops == 2 * 4 * 5 * 6 * 7
+
+
+KERNELS = """
+ENTRY %main (q: bf16[8,512,256]) -> bf16[8,512,256] {
+  %q = bf16[8,512,256]{2,1,0} parameter(0)
+  %attention.3 = bf16[8,512,256]{2,1,0} custom-call(%q, %q, %q), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"TUzvUg==","cost_estimate":{"flops":"4000","transcendentals":"8388608","bytes_accessed":"7","remote_bytes_transferred":"0"}}}
+  ROOT %attention_backward.7 = (bf16[8,512,256]{2,1,0}, f32[4,512,512]{2,1,0}) custom-call(%attention.3), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"cost_estimate":{"bytes_accessed":"9","flops":"9000","remote_bytes_transferred":"0","transcendentals":"8388608"}}}
+}
+"""  # noqa: E501
+
+
+def test_kernels_tell_their_scores_and_programs_in_any_order():
+    work = hlo.summarize(KERNELS, devices=1).work
+    assert [one.kernel for one in work] == [
+        hlo.Kernel("attention", 8 * 4 * 512 * 512, 8 * 2),
+        hlo.Kernel("attention_backward", 8 * 4 * 512 * 512, 8 * 2),
+    ]
+    assert [one.flops for one in work] == [4000, 9000]
+
+
+def test_a_kernel_takes_what_its_schedule_says_shared_by_the_cores_of_a_chip():
+    kernel = hlo.Kernel("attention", 10 * 1024, 3)
+    assert kernels.cycles(CHIPS["v5e"], kernel) == pytest.approx(10 * 8.0 + 3 * 379)
+    assert kernels.cycles(CHIPS["v5p"], kernel) == pytest.approx((10 * 8.2 + 3 * 451) / 2)
+    assert kernels.cycles(CHIPS["v5e"], kernel._replace(name="another")) == 0
+
+
+PERMUTED = """
+ENTRY %main (a: bf16[1000,1]) -> bf16[1000,1] {
+  %a = bf16[1000,1]{1,0} parameter(0)
+  %first = (bf16[1000,1]{1,0}, bf16[1000,1]{1,0}, u32[], u32[]) collective-permute-start(%a), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  %second = (bf16[1000,1]{1,0}, bf16[1000,1]{1,0}, u32[], u32[]) collective-permute-start(%a), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  %work = bf16[1000,1]{1,0} multiply(%a, %a), backend_config={"estimated_cycles":"3000"}
+  %got = bf16[1000,1]{1,0} collective-permute-done(%first)
+  %unknown = bf16[1000,1]{1,0} negate(%a), backend_config={"estimated_cycles":"9223372036854775807"}
+  ROOT %other = bf16[1000,1]{1,0} collective-permute-done(%second)
+}
+"""  # noqa: E501
+
+
+def test_a_schedule_waits_for_what_it_sent_too_late():
+    summary = hlo.summarize(PERMUTED, devices=2)
+    assert summary.cycles == 3000
+    assert sum(one.wire_bytes for one in summary.collectives) == 4000
+    ((times, events),) = summary.schedules
+    assert times == 1
+    # 2000 bytes each: one after the other they arrive after 2 and 4 seconds; 3 are computed in.
+    assert program.waits(events, clock=1000.0, rate=1000.0) == pytest.approx(1.0)
+    assert program.waits(events, clock=100.0, rate=1000.0) == 0

@@ -61,18 +61,23 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def hashed_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """uint32 of `shape`: each element's index, hashed with the first two words of the key.
+    """uint32 of `shape`: each element's index and the first two words of the key, hashed.
 
     Good enough for dropout and, unlike jax.random.bits, plain arithmetic on each element: XLA
     computes it inside of what uses it, on the device that holds the element. On CPU generated bits
     were a fifth of a training step. The pattern repeats after 2^32 elements.
     """
-    first, second = jax.random.key_data(key)[:2]
     index, stride = jnp.uint32(0), 1
     for axis in reversed(range(len(shape))):
         index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride % 2**32)
         stride *= shape[axis]
-    return _mixed(_mixed(index + first) ^ second)
+    return _mixed(index ^ hashed_key(key))
+
+
+def hashed_key(key: jax.Array) -> jax.Array:
+    """The first two words of a key as one uint32."""
+    first, second = jax.random.key_data(key)[:2]
+    return _mixed(_mixed(first) ^ second)
 
 
 def _mixed(x: jax.Array) -> jax.Array:
@@ -272,7 +277,8 @@ def check_fused(config: ModelConfig) -> None:
     def fused(query, keys, value, bias):
         return fused_attention.attend(
             query, keys, value, bias, segments, segments, heads=N, causal=True,
-            dropout_rate=0.1, dropout_key=key, interpret=jax.default_backend() != "tpu",
+            dropout_rate=0.1, dropout_seed=hashed_key(key),
+            interpret=jax.default_backend() != "tpu",
         )  # fmt: skip
 
     def results(way):
@@ -344,7 +350,7 @@ class Attention(nnx.Module):
                 heads=self.heads,
                 causal=mask.causal,
                 dropout_rate=self.dropout_rate,
-                dropout_key=dropout_key,
+                dropout_seed=None if dropout_key is None else hashed_key(dropout_key),
                 interpret=not is_for_tpu(),
             )
             return dense(checkpoint_name(context_BxTxW, CONTEXT), self.out)

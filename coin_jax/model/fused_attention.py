@@ -81,7 +81,7 @@ def attend(
     heads: int,
     causal: bool,
     dropout_rate: float = 0.0,
-    dropout_key: jax.Array | None = None,
+    dropout_seed: jax.Array | None = None,
     interpret: Any = False,
 ) -> jax.Array:
     """softmax(query . key + bias + mask) . value for each head: [B, T, W].
@@ -89,13 +89,11 @@ def attend(
     bias: float32, once for each of the X batch shards (see `spread`): so its gradient is summed
         over devices once, and not in every layer. None: there is none.
     segments: int32; a position sees the keys of its own segment, and if causal none behind it.
+    dropout_seed: uint32, attention.hashed_key's. None: nothing is dropped.
     interpret: as `pallas_call` takes it, for tests where there is no TPU.
     """
-    words = jnp.zeros(2, jnp.uint32)
-    if dropout_key is None:
-        dropout_rate = 0.0
-    if dropout_rate > 0:
-        words = jax.random.key_data(dropout_key)[:2]
+    if dropout_seed is None:
+        dropout_rate, dropout_seed = 0.0, jnp.uint32(0)
     mesh = jax.sharding.get_abstract_mesh()
     tensor = 1 if mesh.empty else mesh.shape["tensor"]
     size, T = query_BxTxW.shape[2] // heads, query_BxTxW.shape[1]
@@ -104,20 +102,19 @@ def attend(
     options = _Options(heads, size, width, chunk, causal, dropout_rate, interpret)
     arrays = (query_BxTxW, key_BxSxW, value_BxSxW, query_segments_BxT, key_segments_BxS)
 
-    def one_device(words, arrays, bias):
+    def one_device(seed, arrays, bias):
         row, head = 0, 0
         if not mesh.empty:
             row = jax.lax.axis_index(BATCH_AXES) * len(arrays[0])
             head = jax.lax.axis_index("tensor") * (heads // tensor)
-        place = jnp.stack([jnp.asarray(row, jnp.int32), jnp.asarray(head, jnp.int32)])
-        scalars = jnp.concatenate([words.view(jnp.int32), place])
+        scalars = jnp.stack([seed.view(jnp.int32), jnp.int32(row), jnp.int32(head)])
         query, key, value, *segments = arrays
         segments = tuple(one[:, None] for one in segments)
         bias = None if bias is None else bias[0]
         return _attend(options, query, key, value, bias, segments, scalars)
 
     if mesh.empty or mesh.size == 1:
-        return one_device(words, arrays, bias_XxNxTxS)
+        return one_device(dropout_seed, arrays, bias_XxNxTxS)
     states, rows = PartitionSpec(BATCH_AXES, None, "tensor"), PartitionSpec(BATCH_AXES)
     biases = PartitionSpec(BATCH_AXES, "tensor")
     return jax.shard_map(
@@ -125,7 +122,7 @@ def attend(
         in_specs=(PartitionSpec(), (states,) * 3 + (rows,) * 2, biases),
         out_specs=states,
         check_vma=False,  # kernels say nothing of it
-    )(words, arrays, bias_XxNxTxS)
+    )(dropout_seed, arrays, bias_XxNxTxS)
 
 
 def spread(bias: jax.Array) -> jax.Array:
@@ -218,9 +215,11 @@ def _forward_kernel(options: _Options, with_bias: bool, scalars, *refs):
     for head, lanes in program.heads():
         keys, values = key[0, :, lanes], value[0, :, lanes]
         for chunk in program.chunks():
-            weights = program.weights(head, chunk, query[0, chunk, lanes], keys)
-            dropped = program.dropout(head, chunk, weights).astype(values.dtype)
-            out[0, chunk, lanes] = _product(dropped, values).astype(out.dtype)
+            raised, total = program.raised(head, chunk, query[0, chunk, lanes], keys)
+            dropped = jnp.where(program.keep(head, chunk), raised, 0.0).astype(values.dtype)
+            # Divided at last: there are fewer values than weights.
+            scale = program.scale / total
+            out[0, chunk, lanes] = (_product(dropped, values) * scale).astype(out.dtype)
 
 
 def _backward_kernel(options: _Options, with_bias: bool, scalars, *refs):
@@ -232,11 +231,12 @@ def _backward_kernel(options: _Options, with_bias: bool, scalars, *refs):
         keys_sum, values_sum = 0.0, 0.0
         for chunk in program.chunks():
             queries, out_grad = query[0, chunk, lanes], grad[0, chunk, lanes]
-            weights = program.weights(head, chunk, queries, keys)
-            dropped = program.dropout(head, chunk, weights).astype(values.dtype)
+            raised, total = program.raised(head, chunk, queries, keys)
+            weights, keep = raised * (1 / total), program.keep(head, chunk)
+            dropped = jnp.where(keep, weights * program.scale, 0.0).astype(values.dtype)
             values_sum += _product(dropped, out_grad, (0, 0))
             weights_grad = _product(out_grad, values, (1, 1))
-            weights_grad = program.dropout(head, chunk, weights_grad)
+            weights_grad = jnp.where(keep, weights_grad * program.scale, 0.0)
             share = jnp.sum(weights * weights_grad, axis=-1, keepdims=True)
             scores_grad = weights * (weights_grad - share)
             if with_bias:
@@ -303,30 +303,38 @@ class _Program:
         self.masks[chunk.start] = jnp.where(allowed, 0.0, MASKED)
         return self.masks[chunk.start]
 
-    def weights(self, head: int, chunk: slice, queries, keys):
-        """softmax(queries . keys + bias + mask): float32 [C, S]."""
+    def raised(self, head: int, chunk: slice, queries, keys):
+        """exp(scores - their maximum) and its sum over keys: float32 [C, S] and [C, 1]."""
         scores = _product(queries, keys, (1, 1))
         if self.bias is not None:
             scores += self.bias[0][head, chunk]
         scores += self.mask(chunk)
-        scores = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-        return scores / jnp.sum(scores, axis=-1, keepdims=True)
+        raised = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+        return raised, jnp.sum(raised, axis=-1, keepdims=True)
 
-    def dropout(self, head: int, chunk: slice, x):
-        """attention.dropout of [B, N, T, S], where this program stands in it."""
+    def keep(self, head: int, chunk: slice):
+        """[C, S], or True: where attention.dropout of [B, N, T, S] keeps a weight."""
         options, scalars = self.options, self.scalars
         if options.dropout_rate == 0:
-            return x
-        kept = min(round((1.0 - options.dropout_rate) * 2**32), 2**32 - 1)
-        row = scalars[2] + pl.program_id(1)
-        head = scalars[3] + pl.program_id(0) * options.width + head
-        first = ((row * options.heads + head) * self.T + chunk.start) * self.S + scalars[0]
-        index = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0) * self.S
-        index += jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
-        bits = _mixed(_mixed(index + first) ^ scalars[1])
+            return True
+        row = scalars[1] + pl.program_id(1)
+        head = scalars[2] + pl.program_id(0) * options.width + head
+        first = ((row * options.heads + head) * self.T + chunk.start) * self.S
+        shape = (chunk.stop - chunk.start, self.S)
+        index = jax.lax.broadcasted_iota(jnp.int32, shape, 0) * self.S
+        index += jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+        bits = _mixed((index + first) ^ scalars[0])
         # int32 throughout; with its highest bit turned, a uint32 compares like an int32.
-        keep = (bits ^ np.int32(-(2**31))) < np.int32(kept - 2**31)
-        return jnp.where(keep, x * (2**32 / kept), 0.0)
+        return (bits ^ np.int32(-(2**31))) < np.int32(self.kept - 2**31)
+
+    @property
+    def kept(self) -> int:
+        """Of 2^32, as attention.dropout rounds it."""
+        return min(round((1.0 - self.options.dropout_rate) * 2**32), 2**32 - 1)
+
+    @property
+    def scale(self) -> float:
+        return 2**32 / self.kept if self.options.dropout_rate > 0 else 1.0
 
 
 def _mixed(x):

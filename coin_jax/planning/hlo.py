@@ -265,14 +265,14 @@ def _cycles(instruction: Instruction) -> int:
 
 def _kernel(instruction: Instruction) -> tuple[Kernel | None, float]:
     """A call of model/fused_attention.py and its FLOPs, as its cost estimate tells them."""
-    cost = re.search(
-        r'"cost_estimate":\{"flops":"(\d+)","transcendentals":"(\d+)"', instruction.attributes
-    )
     name = re.match(r"attention(_backward)?(?=[.\d]*$)", instruction.name)
-    if instruction.opcode != "custom-call" or not cost or not name:
+    if instruction.opcode != "custom-call" or not name:
         return None, 0.0
+    estimate = re.search(r'"cost_estimate":\{([^}]*)\}', instruction.attributes)
+    told = dict(re.findall(r'"(\w+)":"(\d+)"', estimate[1])) if estimate else {}
     rows, _, width = instruction.arrays()[0][1]
-    return Kernel(name[0], float(cost[2]), rows * math.ceil(width / 128)), float(cost[1])
+    kernel = Kernel(name[0], float(told["transcendentals"]), rows * math.ceil(width / 128))
+    return kernel, float(told["flops"])
 
 
 def traffic(instruction: Instruction, computation: dict, computations: dict) -> float:

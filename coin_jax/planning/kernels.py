@@ -11,13 +11,13 @@ from coin_jax.planning.chips import Chip
 from coin_jax.planning.hlo import Kernel
 
 BUNDLES = {
-    "TPU v4": {"attention": (67.9, 326), "attention_backward": (76.9, 930)},
-    "TPU v5e": {"attention": (10.5, 425), "attention_backward": (17.2, 1240)},
-    "TPU v5p": {"attention": (10.5, 539), "attention_backward": (16.8, 1290)},
-    "TPU v6e": {"attention": (9.2, 429), "attention_backward": (13.7, 1096)},
+    "TPU v4": {"attention": (38.9, 313), "attention_backward": (49.2, 925)},
+    "TPU v5e": {"attention": (8.0, 379), "attention_backward": (15.3, 1214)},
+    "TPU v5p": {"attention": (8.2, 451), "attention_backward": (15.2, 1230)},
+    "TPU v6e": {"attention": (7.0, 401), "attention_backward": (11.8, 1115)},
 }
-"""Cycles for 1024 scores, and for each program. v4 multiplies no 32-bit integers, of which the
-pattern of dropout takes two for each score."""
+"""Cycles for 1024 scores, and for each program. v4 has no product of 32-bit integers, of which the
+pattern of dropout takes two a score."""
 CORES = {"TPU v4": 2, "TPU v5p": 2}
 """Of a chip, which share a kernel's programs."""
 
