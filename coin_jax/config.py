@@ -54,9 +54,9 @@ class ModelConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations and matrix products. Parameters, softmax, norms and losses stay float32.
     float16 is not offered: T5's activations overflow in it."""
-    remat: Literal["none", "minimal", "full"] = "none"
-    """What the backward pass recomputes: nothing, what is cheap (all but matrix products, on TPUs
-    some of these too), or everything."""
+    remat: Literal["none", "minimal", "wide", "full"] = "none"
+    """What the backward pass recomputes: nothing; all but matrix products; these too, but for the
+    `wide` ones of feed-forward layers; everything."""
     attention: Literal["auto", "plain", "fused"] = "auto"
     """`fused`: one kernel for TPUs that keeps the scores on the chip; elsewhere it is interpreted,
     which only tests want. `auto`: that on TPUs, where lengths and heads fit, else `plain`."""

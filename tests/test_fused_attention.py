@@ -103,7 +103,7 @@ def test_values_and_gradients_are_the_plain_path_s_dropout_included(case, rate):
 
 MODEL = ModelConfig(
     vocabulary_size=64, d_model=32, d_kv=16, d_ff=48, num_heads=4, num_layers=1,
-    num_decoder_layers=1, remat="minimal", scan_unroll=1,
+    num_decoder_layers=1, remat="wide", scan_unroll=1,
 )  # fmt: skip
 
 

@@ -177,7 +177,15 @@ def value_and_gradients(config):
 
 @pytest.mark.parametrize(
     ("remat", "scan_unroll"),
-    [("none", 1), ("none", 2), ("minimal", 1), ("minimal", 0), ("full", 1), ("full", 0)],
+    [
+        ("none", 1),
+        ("none", 2),
+        ("minimal", 1),
+        ("minimal", 0),
+        ("wide", 1),
+        ("full", 1),
+        ("full", 0),
+    ],
 )
 def test_remat_and_unroll_change_neither_values_nor_gradients(remat, scan_unroll, plain_gradients):
     config = dataclasses.replace(SMALL, remat=remat, scan_unroll=scan_unroll)

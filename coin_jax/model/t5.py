@@ -44,7 +44,6 @@ from coin_jax.model.attention import (
     relative_bias,
     split_key,
 )
-from coin_jax.parallel.mesh import is_for_tpu
 from coin_jax.parallel.sharding import constrain
 
 Params = dict[str, Any]
@@ -390,12 +389,12 @@ def scan_layers(apply: Callable, carry: Any, inputs: Any, count: int, config: Mo
 
 
 def remat_policy(kind: str) -> Callable:
-    """What jax.checkpoint keeps of a layer for `minimal` and `full`.
+    """What jax.checkpoint keeps of a layer where not everything is kept; see ModelConfig.remat.
 
-    A TPU takes about as long to store a narrow product in the loop's stack and to read it back as
-    to compute it anew (docs/plan.md), so there the memory goes to more rows.
+    `wide` is for where memory is small or slow beside the products: a v5e takes about as long to
+    store a narrow product in the loop's stack and to read it back as to compute it anew.
     """
     if kind == "full":
         return jax.checkpoint_policies.nothing_saveable
-    names = (CONTEXT, WIDE) if is_for_tpu() else (CONTEXT, WIDE, NARROW)
+    names = {"minimal": (CONTEXT, WIDE, NARROW), "wide": (CONTEXT, WIDE)}[kind]
     return jax.checkpoint_policies.save_only_these_names(*names)

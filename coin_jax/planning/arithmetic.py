@@ -46,8 +46,10 @@ def plan_by_arithmetic(config: Config, topology: Topology) -> Plan:
     head = T * D * V / tensor
     is_fused = topology.is_tpu and model.attention != "plain"
     narrow = L * 4 * S * D * inner + K * (6 * T + 2 * S) * D * inner
-    cheap = narrow if topology.is_tpu else attention  # see remat_policy
-    again = {"none": 0, "minimal": cheap, "full": attention + dense}[remat]
+    scored = 0 if is_fused else attention  # the kernel's results are kept
+    again = {
+        "none": 0, "minimal": scored, "wide": scored + narrow, "full": attention + dense
+    }[remat]  # fmt: skip
     again *= 1 if passes == 1 else 2
     extra = 0 if passes == 1 else attention + dense  # the forward pass that keeps pooled states
     flops = 2 * rows * (3 * (dense + attention + head) + again + extra)
@@ -72,7 +74,7 @@ def plan_by_arithmetic(config: Config, topology: Topology) -> Plan:
     if remat != "full":
         kept += width * part * (L * S + K * T) * (matrices - 1) * F
         kept += width * part * (L * S + 2 * K * T) * inner * is_fused
-    if remat == "none" or (remat == "minimal" and not topology.is_tpu):
+    if remat in ("none", "minimal"):
         kept += width * part * L * S * (3 * inner + 2 * D)
         kept += width * part * K * (T * (4 * inner + 3 * D) + 2 * S * inner)
     if remat == "none":
