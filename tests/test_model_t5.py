@@ -204,8 +204,8 @@ def test_full_remat_keeps_fewer_bytes_for_the_backward_pass():
         compiled = jax.jit(jax.grad(loss)).lower(model.abstract_parameters()).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    none, minimal, full = (temporary_bytes(remat) for remat in ("none", "minimal", "full"))
-    assert full < minimal < none
+    sizes = [temporary_bytes(remat) for remat in ("full", "wide", "minimal", "none")]
+    assert sizes == sorted(set(sizes))
 
 
 def test_dropout_is_a_function_of_its_key_and_off_without_one():
