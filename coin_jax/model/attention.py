@@ -19,8 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from coin_jax.config import ConfigError, ModelConfig
 from coin_jax.model import fused_attention
 from coin_jax.parallel.gathered import multiply
-from coin_jax.parallel.mesh import is_for_tpu
-from coin_jax.parallel.sharding import constrain
+from coin_jax.parallel.sharding import constrain, is_for_tpu
 
 MASKED = -1e9
 """Added to a score that must not count. Finite, so that a row in which everything is masked gives

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from coin_jax.parallel.sharding import BATCH_AXES, batch_shard_count
+from coin_jax.parallel.sharding import BATCH_AXES, batch_shard_count, device_kind
 
 TORUS_DIMENSIONS = {"TPU v4": 3, "TPU v5": 3, "TPU v5p": 3}
 """Of TPUs by device kind; the others are wired in two."""
@@ -69,8 +69,7 @@ def multiply(x_RxF: jax.Array, kernel_FxK: jax.Array, names: tuple[str, str]) ->
     place = names.index("embed")
     if kernel_FxK.shape[place] % mesh.shape["fsdp"]:
         return x_RxF @ kernel_FxK
-    device = mesh.abstract_device
-    way = route(mesh.shape["fsdp"], device.device_kind if device else "")
+    way = route(mesh.shape["fsdp"], device_kind())
     rows = PartitionSpec(BATCH_AXES)
     pieces = PartitionSpec(*("fsdp" if axis == place else None for axis in (0, 1)))
     return jax.shard_map(

@@ -38,12 +38,6 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return jax.make_mesh(shape, AXES, axis_types=automatic, devices=devices)
 
 
-def is_for_tpu() -> bool:
-    """Whether what is being traced will run on TPUs: those of the ambient mesh, or JAX's own."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.device_kind.startswith("TPU") if device else jax.default_backend() == "tpu"
-
-
 def resolve(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
     """The counts along `AXES`, with -1 replaced by what is left of `device_count`."""
     counts = [config.data, config.fsdp, config.tensor]

@@ -79,6 +79,16 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(mesh, names, x.shape))
 
 
+def device_kind() -> str:
+    """Of what will run the program being traced: the ambient mesh's devices, or JAX's own."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return device.device_kind if device else jax.devices()[0].device_kind
+
+
+def is_for_tpu() -> bool:
+    return device_kind().startswith("TPU")
+
+
 def batch_shard_count(mesh: Mesh | AbstractMesh | None = None) -> int:
     """Parts the rows of a batch are cut into on `mesh` (the ambient one when None); 1 without."""
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
