@@ -72,7 +72,7 @@ MACHINES = {
             "small": (16, "none"),
             "base": (16, "none"),
             "large": (8, "none"),
-            "xl": (16, "minimal"),
+            "xl": (16, "wide"),
             "xxl": (8, "minimal"),
         },
     ),
