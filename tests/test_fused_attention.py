@@ -147,10 +147,11 @@ def test_a_model_is_the_same_with_it_on_every_mesh(counts, every_layer):
         np.testing.assert_allclose(one, other, atol=2e-5 * float(np.abs(other).max() + 1e-3))
 
 
-def test_shapes_that_it_does_not_take_are_left_to_the_plain_path():
+def test_shapes_that_it_does_not_take_are_left_to_the_plain_path(monkeypatch):
     assert fused_attention.fits(8, 512, 512, 32, 64)
     assert fused_attention.fits(8, 96, 512, 6, 64)
-    assert not fused_attention.fits(8, 2048, 2048, 32, 64), "scores beyond what the chip holds"
+    assert fused_attention.fits(8, 1024, 1024, 32, 64)
+    assert not fused_attention.fits(8, 1040, 1024, 32, 64), "scores beyond what the chip holds"
     assert not fused_attention.fits(8, 100, 512, 32, 64), "no whole registers"
     assert not fused_attention.fits(8, 512, 512, 3, 64), "a head too many"
     with jax.sharding.use_abstract_mesh(
@@ -158,6 +159,9 @@ def test_shapes_that_it_does_not_take_are_left_to_the_plain_path():
     ):
         assert not fused_attention.fits(6, 512, 512, 32, 64), "rows that do not divide"
         assert not fused_attention.fits(8, 512, 512, 7, 64), "heads that do not divide"
+    monkeypatch.setattr(fused_attention, "device_kind", lambda: "TPU v4")
+    assert fused_attention.fits(8, 512, 512, 32, 64)
+    assert not fused_attention.fits(8, 528, 512, 32, 64), "scores beyond what an older chip holds"
 
 
 def test_at_the_start_the_kernel_is_held_against_the_plain_path(monkeypatch):

@@ -26,15 +26,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
-from coin_jax.parallel.sharding import BATCH_AXES, batch_shard_count, constrain
+from coin_jax.parallel.sharding import BATCH_AXES, batch_shard_count, constrain, device_kind
 
 LANES = 128
 """Of a TPU's vector register; blocks are whole multiples of it, or all of an axis."""
 MASKED = -1e9
-MEMORY = 100 << 20
-"""Bytes on the chip that a kernel may take; it needs 8 MB at 512 positions."""
-OPERATIONS = (26, 45)
-"""Vector instructions an element of the scores costs, forward and backward, for cost estimates."""
+MEMORY = 48 << 20
+"""Bytes on the chip that a kernel may ask for, below what any of the larger chips has."""
+LARGEST = 2 * 1024 * 1024
+"""Scores of one program, all its heads: 31 MB by the compiler."""
+LARGEST_IN_16_MB = 2 * 512 * 512
+SMALL_CHIPS = ("TPU v2", "TPU v3", "TPU v4")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +57,11 @@ def fits(rows: int, query_length: int, key_length: int, heads: int, size: int) -
     """Whether the kernel takes such arrays, on the ambient mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     tensor = 1 if mesh.empty else mesh.shape["tensor"]
-    return (
-        query_length % 16 == 0
-        and key_length % 16 == 0
-        and max(query_length, key_length) <= 1024
-        and rows % batch_shard_count() == 0
-        and heads % tensor == 0
-        and heads // tensor % _width(heads // tensor, size) == 0
-    )
+    if heads % tensor or rows % batch_shard_count() or query_length % 16 or key_length % 16:
+        return False
+    width = _width(heads // tensor, size)
+    largest = LARGEST_IN_16_MB if device_kind() in SMALL_CHIPS else LARGEST
+    return heads // tensor % width == 0 and width * query_length * key_length <= largest
 
 
 def _width(heads: int, size: int) -> int:
