@@ -96,14 +96,15 @@ def attend(
     mesh = jax.sharding.get_abstract_mesh()
     tensor = 1 if mesh.empty else mesh.shape["tensor"]
     size, T = query_BxTxW.shape[2] // heads, query_BxTxW.shape[1]
-    chunk = next((n for n in (256, 128) if T % n == 0), T)
+    chunk = max(size for size in range(16, 257, 16) if T % size == 0)
     width = _width(heads // tensor, size)
     options = _Options(heads, size, width, chunk, causal, dropout_rate, interpret)
     arrays = (query_BxTxW, key_BxSxW, value_BxSxW, query_segments_BxT, key_segments_BxS)
+    is_alone = mesh.empty or mesh.size == 1
 
     def one_device(seed, arrays, bias):
         row, head = 0, 0
-        if not mesh.empty:
+        if not is_alone:
             row = jax.lax.axis_index(BATCH_AXES) * len(arrays[0])
             head = jax.lax.axis_index("tensor") * (heads // tensor)
         scalars = jnp.stack([seed.view(jnp.int32), jnp.int32(row), jnp.int32(head)])
@@ -112,7 +113,7 @@ def attend(
         bias = None if bias is None else bias[0]
         return _attend(options, query, key, value, bias, segments, scalars)
 
-    if mesh.empty or mesh.size == 1:
+    if is_alone:
         return one_device(dropout_seed, arrays, bias_XxNxTxS)
     states, rows = PartitionSpec(BATCH_AXES, None, "tensor"), PartitionSpec(BATCH_AXES)
     biases = PartitionSpec(BATCH_AXES, "tensor")
