@@ -201,6 +201,10 @@ run() {
         ;;
       ready:refused) fail "the training ended with an error of its own, shown above or by 'logs'" ;;
       ready:failed)
+        # Machines that are taken away end a training before their own state says so.
+        pause
+        look
+        [[ $machine == ready ]] || continue
         count_restart "the training broke off"
         setup && start && continue
         ;;
