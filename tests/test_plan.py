@@ -118,6 +118,7 @@ def test_the_best_that_fits_is_marked():
         some_plan(remat="none", fits=False, roofline_seconds=0.1),
         some_plan(remat="minimal", roofline_seconds=0.2),
         some_plan(remat="full"),
+        some_plan(remat="wide", roofline_seconds=0.1, method="arithmetic"),
     ]
     text = printed(tables.choices_table(plans, search.best(plans), "Choices"))
     (marked,) = [line for line in text.splitlines() if "->" in line]

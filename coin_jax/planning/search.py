@@ -50,9 +50,13 @@ def with_choice(
 
 
 def best(plans: list[Plan]) -> Plan | None:
-    """Of those that fit, the one that uses the chips best; None where no time is known."""
+    """Of those that fit, the one that uses the chips best; None where no time is known.
+
+    What was compiled goes before what arithmetic says, which is always the faster of the two.
+    """
     fitting = [plan for plan in plans if plan.fits and plan.bound]
-    return max(fitting, key=lambda plan: plan.utilization_bound, default=None)
+    compiled = [plan for plan in fitting if plan.method == "compiled"]
+    return max(compiled or fitting, key=lambda plan: plan.utilization_bound, default=None)
 
 
 def table(
