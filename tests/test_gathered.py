@@ -1,6 +1,8 @@
 """Weights in pieces: gathered for a product, and its gradient scattered back."""
 
+import importlib.util
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +10,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from coin_jax.config import MeshConfig
+from coin_jax.config import ConfigError, MeshConfig
 from coin_jax.parallel import gathered
 from coin_jax.parallel.mesh import make_mesh
 from coin_jax.parallel.sharding import partition_spec
+from coin_jax.planning.chips import parse_topology
 
 
 @pytest.mark.parametrize("names", [("embed", "mlp"), ("mlp", "embed")])
@@ -77,3 +80,21 @@ def test_rows_or_features_that_do_not_divide_are_multiplied_plainly():
 )
 def test_a_route_follows_the_torus(count, kind, torus, gather, scatter):
     assert gathered.route(count, kind) == (torus, gather, scatter)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler")
+@pytest.mark.parametrize("counts", [(1, 64, 1), (8, 8, 1), (16, 2, 2), (4, 4, 4)])
+@pytest.mark.parametrize("topology", ["v5e:8x8", "v6e:8x8", "v5p:4x4x4", "v4:4x4x4"])
+def test_every_mesh_can_be_laid_over_a_torus(topology, counts):
+    devices = parse_topology(topology).devices()
+    mesh = make_mesh(MeshConfig(*counts), devices)
+    assert mesh.devices.shape == counts
+    assert set(mesh.devices.flat) == set(devices)
+
+
+def test_devices_of_several_slices_are_refused():
+    devices = [
+        types.SimpleNamespace(slice_index=number // 2, device_kind="") for number in range(4)
+    ]
+    with pytest.raises(ConfigError, match="2 TPU slices"):
+        make_mesh(MeshConfig(), devices)

@@ -22,20 +22,23 @@ AXES = ("data", "fsdp", "tensor")
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """Lays out `devices` (all of them when None) as `config` says; an axis of -1 takes the rest.
 
-    `jax.make_mesh` orders the devices so that neighbours on the last axes are neighbours on the
-    wire; `fsdp` stands there as the grid that parallel/gathered.py works on. Every axis is `Auto`:
-    XLA's partitioner chooses whatever `constrain` does not pin down.
+    Devices are ordered so that neighbours on the last axes are neighbours on the wire; there `fsdp`
+    stands as the grid that parallel/gathered.py works on. Every axis is `Auto`: XLA's partitioner
+    chooses whatever `constrain` does not pin down.
 
-    Raises ConfigError when the axes do not multiply to the number of devices.
+    Raises ConfigError when the axes do not multiply to the number of devices, or these are of
+    several TPU slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = resolve(config, len(devices))
-    automatic = (jax.sharding.AxisType.Auto,) * len(AXES)
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    if len(slices) > 1:
+        raise ConfigError(f"mesh: {len(slices)} TPU slices were found; one mesh is laid over one.")
     grid = (shape[0], *route(shape[1], devices[0].device_kind).torus, shape[2])
-    if len(grid) > len(AXES):
-        laid_out = mesh_utils.create_device_mesh(grid, devices, allow_split_physical_axes=True)
-        return jax.sharding.Mesh(laid_out.reshape(shape), AXES, axis_types=automatic)
-    return jax.make_mesh(shape, AXES, axis_types=automatic, devices=devices)
+    # Not jax.make_mesh: it knows no grid, and refuses most meshes that split a torus' dimension.
+    laid_out = mesh_utils.create_device_mesh(grid, devices, allow_split_physical_axes=True)
+    automatic = (jax.sharding.AxisType.Auto,) * len(AXES)
+    return jax.sharding.Mesh(laid_out.reshape(shape), AXES, axis_types=automatic)
 
 
 def resolve(config: MeshConfig, device_count: int) -> tuple[int, int, int]:
