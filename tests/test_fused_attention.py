@@ -11,6 +11,7 @@ import pytest
 
 from coin_jax.config import ConfigError, MeshConfig, ModelConfig
 from coin_jax.model import attention, fused_attention
+from coin_jax.model.dropout import hashed_key
 from coin_jax.model.t5 import T5
 from coin_jax.parallel.mesh import make_mesh
 from coin_jax.parallel.sharding import replicated
@@ -62,7 +63,7 @@ def fused(query, key, value, bias, queries, keys, heads, causal, rate=0.0, dropo
         heads=heads,
         causal=causal,
         dropout_rate=rate,
-        dropout_seed=None if dropout_key is None else attention.hashed_key(dropout_key),
+        dropout_seed=None if dropout_key is None else hashed_key(dropout_key),
         interpret=True,
     )
 

@@ -18,13 +18,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from coin_jax.config import ConfigError, ModelConfig
 from coin_jax.model import fused_attention
+from coin_jax.model.dropout import dropout, hashed_key
+from coin_jax.model.fused_attention import MASKED
 from coin_jax.parallel.gathered import multiply
 from coin_jax.parallel.sharding import constrain, is_for_tpu
-
-MASKED = -1e9
-"""Added to a score that must not count. Finite, so that a row in which everything is masked gives
-a uniform distribution and not NaN; float32 exp() of anything near it is exactly 0."""
-
 
 CONTEXT, WIDE, NARROW = "context", "wide product", "narrow product"
 """What jax.checkpoint calls what the kernel gives, the products that have a feed-forward layer's
@@ -45,45 +42,6 @@ def dense(x: jax.Array, kernel: nnx.Param) -> jax.Array:
     flat = multiply(x.reshape(-1, x.shape[-1]), kernel[...].astype(x.dtype), kernel.axes)
     flat = checkpoint_name(flat, WIDE if kernel.axes[1] == "mlp" else NARROW)
     return flat.reshape(*x.shape[:-1], flat.shape[-1])
-
-
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes a share `rate` of x and scales up the rest; x itself when key is None or rate is 0.
-
-    Which elements is a function of key and index alone, the same on every mesh.
-    """
-    if key is None or rate == 0.0:
-        return x
-    kept = min(round((1.0 - rate) * 2**32), 2**32 - 1)
-    keep = hashed_bits(key, x.shape) < np.uint32(kept)
-    return jnp.where(keep, x * (2**32 / kept), 0).astype(x.dtype)
-
-
-def hashed_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """uint32 of `shape`: each element's index and the first two words of the key, hashed.
-
-    Good enough for dropout and, unlike jax.random.bits, plain arithmetic on each element: XLA
-    computes it inside of what uses it, on the device that holds the element. On CPU generated bits
-    were a fifth of a training step. The pattern repeats after 2^32 elements.
-    """
-    index, stride = jnp.uint32(0), 1
-    for axis in reversed(range(len(shape))):
-        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride % 2**32)
-        stride *= shape[axis]
-    return _mixed(index ^ hashed_key(key))
-
-
-def hashed_key(key: jax.Array) -> jax.Array:
-    """The first two words of a key as one uint32."""
-    first, second = jax.random.key_data(key)[:2]
-    return _mixed(_mixed(first) ^ second)
-
-
-def _mixed(x: jax.Array) -> jax.Array:
-    """MurmurHash3's finalizer: a bijection of uint32 in which every bit depends on every other."""
-    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
 
 
 def split_key(key: jax.Array | None, count: int):

@@ -26,11 +26,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
+from coin_jax.model.dropout import kept_of_all, mixed
 from coin_jax.parallel.sharding import BATCH_AXES, batch_shard_count, constrain, device_kind
 
 LANES = 128
 """Of a TPU's vector register; blocks are whole multiples of it, or all of an axis."""
 MASKED = -1e9
+"""Added to a score that must not count. Finite, so that a row in which everything is masked gives
+a uniform distribution and not NaN; float32 exp() of anything near it is exactly 0."""
 MEMORY = 48 << 20
 """Bytes on the chip that a kernel may ask for, below what any of the larger chips has."""
 LARGEST = 2 * 1024 * 1024
@@ -88,7 +91,7 @@ def attend(
     bias: float32, once for each of the X batch shards (see `spread`): so its gradient is summed
         over devices once, and not in every layer. None: there is none.
     segments: int32; a position sees the keys of its own segment, and if causal none behind it.
-    dropout_seed: uint32, attention.hashed_key's. None: nothing is dropped.
+    dropout_seed: uint32, dropout.hashed_key's. None: nothing is dropped.
     interpret: as `pallas_call` takes it, for tests where there is no TPU.
     """
     if dropout_seed is None:
@@ -313,7 +316,7 @@ class _Program:
         return raised, jnp.sum(raised, axis=-1, keepdims=True)
 
     def keep(self, head: int, chunk: slice):
-        """[C, S], or True: where attention.dropout of [B, N, T, S] keeps a weight."""
+        """[C, S], or True: where dropout.dropout of [B, N, T, S] keeps a weight."""
         options, scalars = self.options, self.scalars
         if options.dropout_rate == 0:
             return True
@@ -323,23 +326,11 @@ class _Program:
         shape = (chunk.stop - chunk.start, self.S)
         index = jax.lax.broadcasted_iota(jnp.int32, shape, 0) * self.S
         index += jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-        bits = _mixed((index + first) ^ scalars[0])
+        bits = mixed((index + first) ^ scalars[0])
         # int32 throughout; with its highest bit turned, a uint32 compares like an int32.
-        return (bits ^ np.int32(-(2**31))) < np.int32(self.kept - 2**31)
-
-    @property
-    def kept(self) -> int:
-        """Of 2^32, as attention.dropout rounds it."""
-        return min(round((1.0 - self.options.dropout_rate) * 2**32), 2**32 - 1)
+        return (bits ^ np.int32(-(2**31))) < np.int32(kept_of_all(options.dropout_rate) - 2**31)
 
     @property
     def scale(self) -> float:
-        return 2**32 / self.kept if self.options.dropout_rate > 0 else 1.0
-
-
-def _mixed(x):
-    """attention._mixed in int32."""
-    shifted = lambda x, by: jax.lax.shift_right_logical(x, np.int32(by))  # noqa: E731
-    x = (x ^ shifted(x, 16)) * np.uint32(0x85EBCA6B).view(np.int32)
-    x = (x ^ shifted(x, 13)) * np.uint32(0xC2B2AE35).view(np.int32)
-    return x ^ shifted(x, 16)
+        rate = self.options.dropout_rate
+        return 2**32 / kept_of_all(rate) if rate > 0 else 1.0

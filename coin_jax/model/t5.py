@@ -31,19 +31,19 @@ from coin_jax.config import ModelConfig
 from coin_jax.model import fused_attention
 from coin_jax.model.attention import (
     CONTEXT,
-    MASKED,
     NARROW,
     WIDE,
     Attention,
     attend,
     bias_table,
     dense,
-    dropout,
     make_mask,
     parameter,
     relative_bias,
     split_key,
 )
+from coin_jax.model.dropout import dropout
+from coin_jax.model.fused_attention import MASKED
 from coin_jax.parallel.sharding import constrain
 
 Params = dict[str, Any]
